@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from html import escape
 from threading import Event
+from typing import Any
 
 import pandas as pd
 from traitlets import Dict
@@ -20,18 +20,23 @@ from qanchor.widgets.base import (
     until_cancelled,
 )
 from qanchor.widgets.packing import float_bytes
-from qanchor.widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
+from qanchor.widgets.static_html import static_page
 
 TITLE = "Attention by modality"
 MAX_EVENTS = 40  # events of one user that can be edited, the newest
 MAX_IDS_SENT = 5_000  # ids offered while one is typed
 MAX_TEXT_LENGTH = 2_000  # characters of an event's text
-MAX_NAME_LENGTH = 18  # characters of a modality in the picture
 
 TABLE_COLUMNS = ["query", "modality", "weight"]
 EVENT_COLUMNS = ["event", "time", "modality", "text"]
-ROW_COLUMNS = ["weight", "per_token", "disagrees", "disagrees_per_token", "tokens"]
-ROW_COLUMNS += ["deletion_effect"]
+ROW_COLUMNS = [
+    "weight",
+    "per_token",
+    "disagrees",
+    "disagrees_per_token",
+    "tokens",
+    "deletion_effect",
+]
 QUERY_COLUMNS = ["agreement", "agreement_per_token"]  # one number per query
 EDIT_NAMES = ("moved", "before", "after")
 
@@ -44,16 +49,17 @@ class AttentionView(View):
             `message`, `caption` and a dict `data`. `data["table"]` is a frame `query,
             modality, kind, tokens, weight, per_token, deletion_effect, disagrees, agreement,
             disagrees_per_token, agreement_per_token`. Closing the iterator cancels the work.
-            Attributes that are used if there are any: `ids`, `queries` (suggestions), `unit` and
-            `units`, `events`, called as `events(user)`, which returns a frame `event, time,
-            modality, text`, and `rerun`, called as `rerun(query, user, drop, reword)`, which yields
-            such updates; `data` of the last one has `moved`, `before` and `after`, too.
+            It has `ids`, `queries` (suggestions), `unit` and `units`, `events`, called as
+            `events(user)`, which returns a frame `event, time, modality, text`, and `rerun`, called
+            as `rerun(query, user, drop, reword)`, which yields such updates; `data` of the last one
+            has `moved`, `before` and `after`, too.
         users: A frame with a column `user` (default: the users `backend.ids`).
         selection: The selection of another view; its users can be looked at.
 
     Example:
         >>> backend = lambda query, versus, users: iter([])
-        >>> AttentionView(backend, pd.DataFrame({"user": ["a", "b"]}))
+        >>> backend.ids, backend.queries = ["a", "b"], []
+        >>> AttentionView(backend)
         AttentionView(2 users, not asked yet)
     """
 
@@ -73,22 +79,18 @@ class AttentionView(View):
     ):
         self._backend = backend
         self.selection = selection
-        ids = getattr(backend, "ids", ()) if users is None else users["user"]
-        self._ids = [str(user) for user in ids]
-        self._list_events = getattr(backend, "events", None)
-        self._rerun_backend = getattr(backend, "rerun", None)
-        self._redraws = False  # the browser may show another table than the kept one
+        ids = backend.ids if users is None else users["user"]
+        self._ids = list(map(str, ids))
         self._table = pd.DataFrame(columns=TABLE_COLUMNS)
         self._kept: dict = {}  # what the browser draws of the table
         self._unit, self._units = unit_words(backend)
         about = {
             "title": TITLE,
-            "queries": [str(query) for query in getattr(backend, "queries", ())],
+            "queries": list(backend.queries),
             "users": len(self._ids),
             "ids": self._ids if len(self._ids) <= MAX_IDS_SENT else [],
             "unit": self._unit,
             "units": self._units,
-            "edits": self._list_events is not None and self._rerun_backend is not None,
             "has_selection": selection is not None,
         }
         super().__init__(getattr(selection, "turn", None), _about=about)
@@ -118,13 +120,13 @@ class AttentionView(View):
         Args:
             query: The query.
             user: The user.
-            drop: Numbers of events to leave out.
-            reword: Other texts by number of the event.
+            drop: Numbers of events to leave out (default: none).
+            reword: Other texts by number of the event (default: none).
 
         Returns:
             The sentence below the table.
         """
-        return self._run_now(partial(self._begin_rerun, query, user, drop, reword or {}))
+        return self._run_now(partial(self._begin_rerun, query, user, drop, reword))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -157,8 +159,7 @@ class AttentionView(View):
         if len(queries) == 2:
             lines = [f"A: {queries[0]}", f"B: {queries[1]}"]
         lines += [self.sentence, self._kept["caption"]]
-        image = bar_chart(self._table)
-        return static_page(TITLE, lines, image, table_rows(self._table))
+        return static_page(TITLE, lines, table=table_rows(self._table))
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks; long work goes to a worker, so the kernel can hear Cancel."""
@@ -166,11 +167,10 @@ class AttentionView(View):
         if kind == "look":
             begin = partial(self._begin_from_form, message)
             self._worker.start(partial(self._run, begin))
-        elif kind == "rerun" and self._rerun_backend:
+        elif kind == "rerun":
             reword = {int(event): text for event, text in message["reword"].items()}
-            begin = partial(
-                self._begin_rerun, message["query"], message["user"], message["drop"], reword
-            )
+            edits = (message["query"], message["user"], message["drop"], reword)
+            begin = partial(self._begin_rerun, *edits)
             self._worker.start(partial(self._run, begin))
         elif kind == "cancel":
             self._worker.cancel()
@@ -187,7 +187,7 @@ class AttentionView(View):
             if not users[0]:
                 raise ValueError("no user is named: type an id, or look at all users")
         elif scope == "selection":
-            users = [] if self.selection is None else list(self.selection.ids)
+            users = list(self.selection.ids)
             if not users:
                 hint = "draw around some on the map, or look at all"
                 raise ValueError(f"no {self._units} selected: {hint}")
@@ -200,11 +200,9 @@ class AttentionView(View):
         return self._backend(query.strip(), versus.strip() or None, users), user
 
     def _begin_rerun(
-        self, query: str, user: str, drop: Sequence[int], reword: Mapping[int, str]
+        self, query: str, user: str, drop: Sequence[int], reword: Mapping[int, str] | None
     ) -> tuple[Iterator, str]:
-        if self._rerun_backend is None:
-            raise ValueError("events cannot be edited here: pass a backend that has rerun")
-        return self._rerun_backend(query.strip(), user, drop, reword), user
+        return self._backend.rerun(query.strip(), user, drop, reword), user
 
     # The work itself
 
@@ -218,30 +216,21 @@ class AttentionView(View):
         with self._showing_failure("It could not be looked at", raise_errors):
             updates, user = begin()
             self._table, self._kept = self._follow(updates, user, stop)
-            self._show()
+            self._set_status()
 
     def _follow(self, updates: Iterator, user: str, stop: Event) -> tuple[pd.DataFrame, dict]:
         """Show each table as it comes; return the last one, and what the browser draws of it."""
         table = None
-        picture = {}
         with closing(updates):
-            if user and self._list_events:
+            if user:
                 self._show_events(user)
             for update in until_cancelled(updates, stop):
                 message = update.message
                 self._set_status(busy=True, done=update.done, total=update.total, message=message)
-                if update.data.get("table") is None:
-                    continue
-                table = update.data["table"]
-                edited = {name: update.data[name] for name in EDIT_NAMES if name in update.data}
-                picture = {
-                    **pack_table(table),
-                    "sentence": message,
-                    "caption": update.caption,
-                    "user": user,
-                    "edited": edited,
-                }
-                self._draw(picture)
+                if update.data["table"] is not None:
+                    table = update.data["table"]
+                    picture = pack_update(update, user)
+                    self._draw(picture)
         if table is None:
             raise ValueError("the model gave no table")
         return table, picture
@@ -250,7 +239,7 @@ class AttentionView(View):
         """Send the events of one user that can be edited, the newest first."""
         if self._events.get("user") == user:
             return
-        frame = self._list_events(user)
+        frame = self._backend.events(user)
         newest = frame.head(MAX_EVENTS)[EVENT_COLUMNS]
         newest["time"] = newest["time"].dt.strftime("%Y-%m-%d %H:%M")
         newest["text"] = newest["text"].str.slice(0, MAX_TEXT_LENGTH)
@@ -258,11 +247,9 @@ class AttentionView(View):
         self._events = {"user": user, "rows": rows, "total": len(frame)}
 
     def _show(self, **status) -> None:
-        """Send the kept table, if another may be on the screen, and the status."""
+        """Send the kept table, as another may be on the screen, and the status."""
         with self._guard, self.hold_sync():
-            if self._redraws:
-                self._draw(self._kept)
-            self._redraws = False
+            self._draw(self._kept)
             self._set_status(**status)
 
     def _show_end(self, how: str) -> None:
@@ -272,7 +259,6 @@ class AttentionView(View):
     def _draw(self, picture: dict) -> None:
         with self._guard:
             self._picture = {**picture, "turn": self._picture.get("turn", 0) + 1}
-            self._redraws = True
 
 
 def table_queries(table: pd.DataFrame) -> list[str]:
@@ -280,22 +266,28 @@ def table_queries(table: pd.DataFrame) -> list[str]:
     return table["query"].unique().tolist()
 
 
-def pack_table(table: pd.DataFrame) -> dict:
-    """Pack an attention table: names once, numbers as buffers.
+def pack_update(update: Any, user: str) -> dict:
+    """Pack an attention table and what is said of it: names once, numbers as buffers.
 
     Args:
-        table: From an update of the back end.
+        update: Of the back end.
+        user: The one user it is about, empty if it is about several.
 
     Returns:
-        `names`, `kinds` and, per query, `sides`: buffers in the order of the names, NaN where
-        nothing is known.
+        `names`, `kinds`, `sentence`, `caption`, `user`, `edited` and, per query, `sides`: buffers
+        in the order of the names, NaN where nothing is known.
     """
+    table = update.data["table"]
     first = table.drop_duplicates("modality")
     names = first["modality"].tolist()
     return {
         "names": names,
         "kinds": first["kind"].tolist(),
         "sides": [pack_query(table, query, names) for query in table_queries(table)],
+        "sentence": update.message,
+        "caption": update.caption,
+        "user": user,
+        "edited": {name: update.data[name] for name in EDIT_NAMES if name in update.data},
     }
 
 
@@ -318,34 +310,32 @@ def sorted_rows(table: pd.DataFrame, query: str) -> pd.DataFrame:
     return rows.sort_values(["is_other", "weight"], ascending=[True, False], ignore_index=True)
 
 
-def table_rows(table: pd.DataFrame) -> list:
+def table_rows(table: pd.DataFrame) -> list[list[str]]:
     """Write a table in rows of words: one query with its measures, or two with their difference."""
-    sides = [sorted_rows(table, query).set_index("modality") for query in table_queries(table)]
+    sides = [sorted_rows(table, query) for query in table_queries(table)]
     if len(sides) == 2:
         return difference_rows(*sides)
-    [rows] = sides
-    head = ["modality", "attention", "per token", "deletion effect", "ranks disagree"]
-    columns = [
-        rows.index,
-        rows["weight"].map(format_share),
-        rows["per_token"].map(format_share),
-        rows["deletion_effect"].map(format_effect),
-        rows["disagrees"].map({True: "yes", False: ""}),
-    ]
-    return [head, *zip(*columns, strict=True)]
+    rows = [["modality", "attention", "per token", "deletion effect", "ranks disagree"]]
+    for row in sides[0].itertuples():
+        attention = [format_share(row.weight), format_share(row.per_token)]
+        disagrees = "yes" if row.disagrees else ""
+        rows.append([row.modality, *attention, format_effect(row.deletion_effect), disagrees])
+    return rows
 
 
-def difference_rows(first: pd.DataFrame, second: pd.DataFrame) -> list:
+def difference_rows(first: pd.DataFrame, second: pd.DataFrame) -> list[list[str]]:
     """Write the rows of two queries and their difference in words."""
-    second = second.reindex(first.index)
-    head = ["modality", "attention A", "B", "A minus B", "deletion A", "B", "A minus B"]
-    columns = [first.index]
-    for name, write in (("weight", format_share), ("deletion_effect", format_effect)):
-        difference = first[name] - second[name]
-        columns.append(first[name].map(write))
-        columns.append(second[name].map(write))
-        columns.append(difference.map(partial(write, sign="+")))
-    return [head, *zip(*columns, strict=True)]
+    rows = [["modality", "attention A", "B", "A minus B", "deletion A", "B", "A minus B"]]
+    both = first.merge(second, on="modality", how="left", suffixes=("", "_b"))
+    for row in both.itertuples():
+        cells = [row.modality]
+        for a, b, write in (
+            (row.weight, row.weight_b, format_share),
+            (row.deletion_effect, row.deletion_effect_b, format_effect),
+        ):
+            cells += [write(a), write(b), write(a - b, "+")]
+        rows.append(cells)
+    return rows
 
 
 def format_share(share: float, sign: str = "") -> str:
@@ -363,49 +353,6 @@ def format_share(share: float, sign: str = "") -> str:
 
 def format_effect(value: float, sign: str = "") -> str:
     """Write an effect with three digits behind the point."""
-    return "" if pd.isna(value) else f"{value:{sign}.3f}".replace("-", "−")
-
-
-def bar_chart(table: pd.DataFrame) -> str:
-    """Draw attention and deletion effect of the first query's modalities side by side.
-
-    Args:
-        table: From an update of the back end.
-
-    Returns:
-        HTML of an image, empty if there is no modality.
-    """
-    rows = sorted_rows(table, table["query"].iloc[0])
-    rows = rows[rows["kind"] == "modality"]
-    if rows.empty:
+    if pd.isna(value):
         return ""
-    parts = bar_column(rows["weight"], "attention", 150, BLUE, format_share)
-    parts += bar_column(rows["deletion_effect"], "deletion effect", 400, ORANGE, format_effect)
-    if rows["disagrees"].any():
-        parts.append(f'<text x="636" y="18" text-anchor="end" fill="{GRAY}">ranks apart</text>')
-    for row in rows.itertuples():
-        y = 30 + 24 * row.Index
-        label = escape(row.modality[:MAX_NAME_LENGTH])
-        parts.append(f'<text x="8" y="{y + 10}">{label}</text>')
-        if row.disagrees:
-            parts.append(f'<path d="M628 {y}l6 6-6 6-6-6z" fill="{VERMILION}"/>')
-    height = 40 + 24 * len(rows)
-    return svg_image("".join(parts), "Attention and deletion effect by modality", 640, height)
-
-
-def bar_column(
-    values: pd.Series, title: str, left: int, color: str, write: Callable[[float], str]
-) -> list[str]:
-    """Draw one column of bars with their numbers, as SVG elements."""
-    parts = [f'<text x="{left}" y="18" fill="{GRAY}">{title}</text>']
-    known = values.fillna(0)
-    largest = known.max() or 1
-    widths = 150 * known / largest
-    y = 30
-    for value, width in zip(values, widths, strict=True):
-        size = f'width="{width:.1f}" height="12"'
-        end = left + width + 6
-        parts.append(f'<rect x="{left}" y="{y}" {size} fill="{color}"/>')
-        parts.append(f'<text x="{end:.1f}" y="{y + 10}">{write(value)}</text>')
-        y += 24
-    return parts
+    return f"{value:{sign}.3f}".replace("-", "−")

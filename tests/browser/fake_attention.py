@@ -42,8 +42,12 @@ class FakeAttention:
 
     def __init__(self, users: int = 60, seconds: float = 0.5):
         self.ids = tuple(f"u{i:04}" for i in range(users))
-        self.queries, self.unit, self.units = QUERIES, "user", "users"
-        self.seconds, self.closed, self.calls = seconds, 0, []
+        self.queries = QUERIES
+        self.unit = "user"
+        self.units = "users"
+        self.seconds = seconds
+        self.closed = 0
+        self.calls = []
 
     def _frames(self, queries, deleted=True):
         return pd.concat(
@@ -66,7 +70,8 @@ class FakeAttention:
 
     def _updates(self, queries, users):
         try:
-            many, steps = len(users or self.ids), 6 * (20 if queries[0] == "slow" else 1)
+            many = len(users or self.ids)
+            steps = 6 * (20 if queries[0] == "slow" else 1)
             for step in range(1, steps):
                 time.sleep(self.seconds / 6)
                 part = self._frames(queries, deleted=False) if step == 2 else None

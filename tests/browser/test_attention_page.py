@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
+TRAVEL = "Will this user travel soon?"
+PRICE = "Is this user price-conscious?"
 SETUP = "from fake_attention import FakeAttention\nfrom qanchor.widgets import AttentionView\n"
 SHOW = SETUP + "backend = FakeAttention(seconds={seconds})\nview = AttentionView(backend)\nview"
 CALLS = "print(backend.calls[-1])"
@@ -73,34 +74,34 @@ def test_a_query_fills_the_table(book):
     names = book.page.locator(".att-table tbody tr").evaluate_all(
         "rows => rows.map(r => r.dataset.name)"
     )
-    assert (
-        set(names[:6]) == {"bill", "mini", "spm", "app", "search", "tabular"}
-        and names[-1] == "time of day"
-    )
-    assert "…" not in row(book, "bill") and "disagree" in row(book, "bill")
+    assert set(names[:6]) == {"bill", "mini", "spm", "app", "search", "tabular"}
+    assert names[-1] == "time of day"
+    assert "…" not in row(book, "bill")
+    assert "disagree" in row(book, "bill")
     widths = book.page.locator(".att-table tbody tr:not(.other) i.look").evaluate_all(
         "bars => bars.map(b => parseFloat(b.style.width))"
     )
-    assert max(widths) == 100 and min(widths) < 90
+    assert max(widths) == 100
+    assert min(widths) < 90
     assert "-0.37" in book.page.locator(".lens-sentence").first.inner_text()
     before = row(book, "bill")
     book.page.get_by_role("button", name="per token", exact=True).click()
-    assert row(book, "bill") != before and root(book, "measure") == "per_token"
+    assert row(book, "bill") != before
+    assert root(book, "measure") == "per_token"
 
 
 def test_two_queries_are_shown_as_their_difference(book):
     look(book, TRAVEL, PRICE)
     seen(book, TRAVEL)
-    assert (
-        root(book, "side") == "difference"
-        and book.page.locator(".att-track.two i.less").count() > 0
-    )
+    assert root(book, "side") == "difference"
+    assert book.page.locator(".att-track.two i.less").count() > 0
     assert "A − B" in book.page.locator(".att-table thead").inner_text()
     numbers = book.page.locator('tr[data-name="bill"] .att-number').all_inner_texts()
     a, b, apart = (float(text.replace("−", "-").rstrip(" %")) for text in numbers[1:4])
     assert apart == pytest.approx(a - b, abs=0.11)
     book.page.get_by_role("button", name="B", exact=True).click()
-    assert root(book, "side") == "1" and book.page.locator(".att-place").count() > 0
+    assert root(book, "side") == "1"
+    assert book.page.locator(".att-place").count() > 0
 
 
 def test_cancel_keeps_the_last_table_and_errors_are_said(book):
@@ -117,10 +118,8 @@ def test_cancel_keeps_the_last_table_and_errors_are_said(book):
     assert row(book, "bill") == kept
     look(book, "fail")
     book.page.wait_for_selector(".lens-error:not([hidden])")
-    assert (
-        "no such layer" in book.page.locator(".lens-error").first.inner_text()
-        and row(book, "bill") == kept
-    )
+    assert "no such layer" in book.page.locator(".lens-error").first.inner_text()
+    assert row(book, "bill") == kept
     look(book, PRICE)
     seen(book, PRICE)
     assert book.page.locator(".lens-error").first.is_hidden()
@@ -134,7 +133,8 @@ def test_one_user_and_edited_events(book):
     seen(book, TRAVEL)
     assert book.run(1) == f"('{TRAVEL}', None, ['u0007'])"
     form = page.locator(".att-user")
-    assert "12 events" in form.inner_text() and form.locator("li").count() == 12
+    assert "12 events" in form.inner_text()
+    assert form.locator("li").count() == 12
     assert form.locator("input[type=text]").first.input_value().startswith("<img src=x onerror")
     form.locator("input[type=checkbox]").nth(1).press(" ")
     form.locator("input[type=text]").nth(2).fill("searched for a night train")
@@ -143,11 +143,9 @@ def test_one_user_and_edited_events(book):
     seen(book, f"{TRAVEL} (edited)")
     assert book.run(1) == f"('{TRAVEL}', 'u0007', (899,), {{898: 'searched for a night train'}})"
     answers = page.locator(".att-answers").inner_text()
-    assert (
-        "Likely to travel." in answers
-        and "Unlikely <b>to travel</b>." in answers
-        and "0.013" in answers
-    )
+    assert "Likely to travel." in answers
+    assert "Unlikely <b>to travel</b>." in answers
+    assert "0.013" in answers
     assert form.locator("li.gone").count() == 1  # the edits stay, to go on from
     page.get_by_role("button", name="undo all").click()
     assert form.locator("li.gone, li.changed").count() == 0

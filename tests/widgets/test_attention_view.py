@@ -2,11 +2,7 @@
 may run.
 """
 
-import base64
-import shutil
-import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,8 +15,8 @@ from qanchor.widgets import AttentionView
 from qanchor.widgets.base import Selection
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
-TRAVEL, PRICE = "Will this user travel soon?", "Is this user price-conscious?"
+TRAVEL = "Will this user travel soon?"
+PRICE = "Is this user price-conscious?"
 
 
 def make_view(**rest):
@@ -28,12 +24,21 @@ def make_view(**rest):
     return AttentionView(backend, **rest), backend
 
 
-def shown(table, message="Said.", caption=""):
-    """A view that shows this table."""
-    update = Update(1, 1, message, caption, data={"table": table})
-    view = AttentionView(lambda query, versus, users: iter([update]))
+def shown(*tables, caption=""):
+    """A view that shows these tables."""
+    view, backend = make_view()
+    update = Update(1, 1, "Said.", caption, data={"table": pd.concat(tables)})
+    backend._updates = lambda queries, users: iter([update])
     view.look("any")
     return view
+
+
+def press(view, kind, **rest):
+    view._on_message(view, {"type": kind, **rest}, [])
+
+
+def ended(view):
+    until(lambda: not view._status.get("busy"))
 
 
 def column(picture, side, name):
@@ -43,7 +48,8 @@ def column(picture, side, name):
 def test_looking_fills_the_frame_and_the_picture():
     view, backend = make_view()
     sentence = view.look(f" {TRAVEL} ")
-    assert sentence == view.sentence and backend.calls == [(TRAVEL, None, None)]
+    assert sentence == view.sentence
+    assert backend.calls == [(TRAVEL, None, None)]
     pd.testing.assert_frame_equal(view.table, make_table(TRAVEL))
     picture = view._picture
     assert picture["names"][:2] == ["bill", "mini"]
@@ -56,8 +62,7 @@ def test_looking_fills_the_frame_and_the_picture():
 
 
 def test_two_queries_one_of_which_has_a_row_of_its_own():
-    other = make_table(PRICE, modalities=MODALITIES[1:])
-    view = shown(pd.concat([make_table(TRAVEL), other]))
+    view = shown(make_table(TRAVEL), make_table(PRICE, modalities=MODALITIES[1:]))
     assert [side["query"] for side in view._picture["sides"]] == [TRAVEL, PRICE]
     at = view._picture["names"].index("bill")
     assert column(view._picture, 0, "weight")[at] > 0
@@ -66,7 +71,8 @@ def test_two_queries_one_of_which_has_a_row_of_its_own():
 
 
 def test_the_repr_says_the_content_and_is_the_same_each_time():
-    first, second = make_view()[0]._repr_mimebundle_()[0], make_view()[0]._repr_mimebundle_()[0]
+    first = make_view()[0]._repr_mimebundle_()[0]
+    second = make_view()[0]._repr_mimebundle_()[0]
     assert first["text/plain"] == second["text/plain"] == "AttentionView(20 users, not asked yet)"
     assert first["text/html"] == second["text/html"]
     view, _ = make_view()
@@ -75,81 +81,71 @@ def test_the_repr_says_the_content_and_is_the_same_each_time():
 
 
 def test_a_static_page_needs_no_script_and_escapes_text():
-    frame = make_table(HOSTILE, modalities=(HOSTILE, "app", "search"))
+    modalities = (HOSTILE, "app", "search")
+    frame = make_table(HOSTILE, modalities=modalities)
     view = shown(frame, caption="<i>of</i> 9 users")
     page = view._repr_mimebundle_()[0]["text/html"]
-    assert (
-        view.to_html().data == page
-        and "<script" not in page
-        and "&lt;script&gt;" in page
-        and "&lt;i&gt;of" in page
-    )
-    assert page.count("<img") == 1 and "data:image/svg+xml;base64," in page and len(page) < 20_000
-    whole = frame.query("modality == 'app'").iloc[0]
-    assert (
-        f"{100 * whole['weight']:.1f} %" in page
-        and f"{whole['deletion_effect']:.3f}" in page
-        and "Said." in page
-    )
-    bare = shown(frame.assign(deletion_effect=np.nan)).to_html().data
-    assert (
-        "nan" not in base64.b64decode(bare.split("base64,")[1].split('"')[0]).decode()
-        and "nan" not in bare.split("</p>")[-1]
-    )
-    both = shown(pd.concat([frame, make_table("b", modalities=(HOSTILE, "app", "search"))]))
-    assert "A minus B" in both.to_html().data and "A: &lt;img" in both.to_html().data
+    assert view.to_html().data == page
+    assert "<script" not in page
+    assert "<img" not in page
+    row = frame.query("modality == 'app'").iloc[0]
+    share = f"{100 * row['weight']:.1f} %"
+    effect = f"{row['deletion_effect']:.3f}"
+    for words in ("&lt;script&gt;", "&lt;i&gt;of", "Said.", share, effect):
+        assert words in page
+    assert "nan" not in shown(frame.assign(deletion_effect=np.nan)).to_html().data
+    both = shown(frame, make_table("b", modalities=modalities)).to_html().data
+    assert "A minus B" in both
+    assert "A: &lt;img" in both
 
 
 def test_attention_is_there_before_deletion_is():
-    view, seen = make_view()[0], []
+    view, _ = make_view()
+    seen = []
     view.observe(
-        lambda change: seen.append(
-            np.frombuffer(change["new"]["sides"][0]["deletion_effect"], np.float32)
-        ),
-        "_picture",
+        lambda change: seen.append(column(change["new"], 0, "deletion_effect")), "_picture"
     )
     view.look(TRAVEL)
-    assert np.isnan(seen[0]).all() and np.isfinite(seen[-1]).sum() == len(MODALITIES)
+    assert np.isnan(seen[0]).all()
+    assert np.isfinite(seen[-1]).sum() == len(MODALITIES)
 
 
 def test_the_browser_asks_and_the_message_loop_stays_free():
     view, backend = make_view()
     backend.seconds = 0.3
     began = time.monotonic()
-    view._on_message(view, {"type": "look", "query": TRAVEL, "versus": PRICE, "scope": "all"}, [])
+    press(view, "look", query=TRAVEL, versus=PRICE, scope="all")
     assert time.monotonic() - began < 0.1
     until(lambda: view._status.get("done", 0) > 0)
-    assert view._status["busy"] and view._status["message"].startswith("Looked at")
-    until(lambda: not view._status.get("busy"))
-    assert backend.calls == [(TRAVEL, PRICE, None)] and len(view._picture["sides"]) == 2
+    assert view._status["busy"]
+    assert view._status["message"].startswith("Looked at")
+    ended(view)
+    assert backend.calls == [(TRAVEL, PRICE, None)]
+    assert len(view._picture["sides"]) == 2
 
 
 def test_cancel_closes_the_work_and_keeps_the_last_table():
     view, backend = make_view()
-    view._on_message(view, {"type": "look", "query": "slow"}, [])
+    press(view, "look", query="slow")
     until(lambda: view._picture.get("sides"))
-    view._on_message(view, {"type": "cancel"}, [])
-    until(lambda: not view._status.get("busy"))
-    assert (
-        backend.closed == 1
-        and "names" not in view._picture
-        and view._status["note"] == "Cancelled."
-    )
+    press(view, "cancel")
+    ended(view)
+    assert backend.closed == 1
+    assert "names" not in view._picture
+    assert view._status["note"] == "Cancelled."
     view.look(TRAVEL)
     kept = view._picture["sides"]
-    view._on_message(view, {"type": "look", "query": "slow"}, [])
+    press(view, "look", query="slow")
     until(lambda: view._picture["sides"][0]["query"] == "slow")
-    view._on_message(view, {"type": "cancel"}, [])
-    until(lambda: not view._status.get("busy"))
-    assert (
-        view._picture["sides"] == kept
-        and "The table is as it was" in view._status["note"]
-        and backend.closed == 3
-    )
+    press(view, "cancel")
+    ended(view)
+    assert view._picture["sides"] == kept
+    assert "The table is as it was" in view._status["note"]
+    assert backend.closed == 3
 
 
 def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
-    view, _ = make_view()
+    view, backend = make_view(selection=Selection((), lambda rows: None))
     view.look(TRAVEL)
     kept = view._picture["sides"]
     for message, words in (
@@ -159,24 +155,28 @@ def test_an_error_is_said_in_the_view_and_in_the_log(caplog):
         ({"query": TRAVEL, "scope": "one", "user": " "}, "no user is named"),
         ({"query": TRAVEL, "scope": "selection"}, "no users selected"),
     ):
-        view._on_message(view, {"type": "look", **message}, [])
+        press(view, "look", **message)
         until(lambda words=words: words in view._status.get("error", ""))
-        assert "Traceback" in caplog.text and view._picture["sides"] == kept
+        assert "Traceback" in caplog.text
+        assert view._picture["sides"] == kept
         caplog.clear()
     with pytest.raises(ValueError, match="no such layer"):
         view.look("fail")
-    assert view.look(PRICE) and not view._status.get("error")
+    assert view.look(PRICE)
+    assert not view._status.get("error")
     with pytest.raises(ValueError, match="gave no table"):
-        AttentionView(lambda query, versus, users: iter([])).look("q")
+        backend._updates = lambda queries, users: iter([])
+        view.look("q")
 
 
 def test_the_chosen_of_another_view_are_looked_at_when_asked():
     chosen = Selection(tuple(f"u{i:04}" for i in range(20)), lambda rows: None)
     view, backend = make_view(selection=chosen)
     chosen.ids = ["u0004", "u0002"]
-    view._on_message(view, {"type": "look", "query": TRAVEL, "scope": "selection"}, [])
+    press(view, "look", query=TRAVEL, scope="selection")
     until(lambda: view.sentence)
-    assert backend.calls == [(TRAVEL, None, ["u0002", "u0004"])] and view._events == {}
+    assert backend.calls == [(TRAVEL, None, ["u0002", "u0004"])]
+    assert view._events == {}
 
 
 def test_views_of_one_model_take_turns():
@@ -187,59 +187,30 @@ def test_views_of_one_model_take_turns():
 
 def test_one_user_is_described_and_edited():
     view, backend = make_view()
-    view._on_message(view, {"type": "look", "query": TRAVEL, "scope": "one", "user": "u0003"}, [])
+    press(view, "look", query=TRAVEL, scope="one", user="u0003")
     until(lambda: view.sentence)
-    assert view._events["user"] == "u0003" and view._events["total"] == 12
+    assert view._events["user"] == "u0003"
+    assert view._events["total"] == 12
     assert view._events["rows"][0] == [900, "2025-05-30 18:20", "bill", HOSTILE]
-    view._on_message(
-        view,
-        {
-            "type": "rerun",
-            "query": TRAVEL,
-            "user": "u0003",
-            "drop": [900],
-            "reword": {"899": "paid less"},
-        },
-        [],
-    )
-    until(lambda: view._picture["edited"])
+    reword = {"899": "paid less"}
+    press(view, "rerun", query=TRAVEL, user="u0003", drop=[900], reword=reword)
+    until(lambda: view.edited)
     assert backend.calls[-1] == (TRAVEL, "u0003", (900,), {899: "paid less"})
-    assert (
-        view.edited
-        == view._picture["edited"]
-        == {"moved": 0.0134, "before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
-    )
-    assert (
-        view._picture["user"] == "u0003"
-        and view._picture["sides"][0]["query"] == f"{TRAVEL} (edited)"
-    )
+    answers = {"before": "Likely to travel.", "after": "Unlikely <b>to travel</b>."}
+    assert view.edited == view._picture["edited"] == {"moved": 0.0134, **answers}
+    assert view._picture["user"] == "u0003"
+    assert view._picture["sides"][0]["query"] == f"{TRAVEL} (edited)"
     assert view.rerun(TRAVEL, "u0003", drop=[898]).startswith("Without 1 events")
-    with pytest.raises(ValueError, match="cannot be edited here"):
-        AttentionView(lambda query, versus, users: iter([])).rerun("q", "a", [1])
 
 
 def test_payloads_are_small():
-    view, _ = make_view()
+    view, backend = make_view()
     view.look(TRAVEL, PRICE)
-    sides = [
-        sum(len(v) for v in side.values() if isinstance(v, bytes))
-        for side in view._picture["sides"]
-    ]
-    assert sides == [4 * (8 * 6 + 2)] * 2
-    assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 25_000
-    many = AttentionView(
-        FakeAttention(seconds=0), users=pd.DataFrame({"user": [f"u{i}" for i in range(6_000)]})
-    )
-    assert many._about["users"] == 6_000 and many._about["ids"] == []
-
-
-def test_scripts():
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run(
-        [node, "--test", str(ROOT / "tests" / "js" / "attention.test.mjs")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    for side in view._picture["sides"]:
+        numbers = [value for value in side.values() if isinstance(value, bytes)]
+        assert sum(map(len, numbers)) == 4 * (8 * 6 + 2)
+    assert len(view._esm.encode()) < 50_000
+    assert len(view._css.encode()) < 25_000
+    many = AttentionView(backend, users=pd.DataFrame({"user": range(6_000)}))
+    assert many._about["users"] == 6_000
+    assert many._about["ids"] == []

@@ -198,7 +198,7 @@ function render({ model, el }) {
     const { moved, before, after } = p.edited ?? {};
     answers.hidden = before === undefined;
     if (before !== undefined) answers.replaceChildren(...[["before", before], ["after", after], ["moved", `${moved.toFixed(4)} (1 − cosine)`]].flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
-    list.node.hidden = !(about.edits && p.user && model.get("_events").user === p.user);
+    list.node.hidden = !(p.user && model.get("_events").user === p.user);
     Object.assign(root.dataset, { turn: raw.turn ?? "", query: p.sides[0].query });
     status();
   }
