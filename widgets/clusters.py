@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +11,22 @@ import pandas as pd
 from traitlets import Bytes, Dict
 
 from qanchor.widgets.base import Selection, View, count_noun, read_static, unit_words
-from qanchor.widgets.packing import float_bytes, json_rows, pack_users, text_list
+from qanchor.widgets.packing import float_bytes, int_bytes, json_rows, pack_users, text_list
 from qanchor.widgets.static_html import map_image, static_page
 
 TITLE = "Clusters before and after"
-SIDES = ("before", "after")
 MAX_COLORED = 8  # clusters that get a color and a shape; more cannot be told apart
 MIN_STABILITY = 0.6  # below, a cluster is called unstable
 SUCCESSOR_KINDS = ("stays", "split", "merge")
-BAND_NAMES = {"from_cluster": "from", "to_cluster": "to", "users": "users", "kind": "kind"}
+POINT_COLUMNS = ["user", "query", "x", "y", "trust"]
 NEEDED_NAMES = ("points", "before", "after", "transitions")
+OPTIONAL = {  # what a comparison may lack
+    "names": pd.DataFrame(columns=["side", "cluster"]),
+    "scores": (),
+    "sentence": "",
+    "summaries": {},
+    "caption": "",
+}
 
 
 class ClusterView(View):
@@ -78,26 +85,21 @@ class ClusterView(View):
         Raises:
             ValueError: If a frame is missing, or the two sides have different users.
         """
-        comparison = as_mapping(comparison)
+        comparison = OPTIONAL | as_dict(comparison)
         ids = checked_ids(comparison)
         picture = pack_comparison(comparison, ids, self._frame)
         if ids != self._ids:
             self._ids = ids
-            words = picture["unit"], picture["units"]
-            self.selection = Selection(ids, self._on_select, None, *words)
+            words = {"unit": picture["unit"], "units": picture["units"]}
+            self.selection = Selection(ids, self._on_select, **words)
             self.selection.clear()
-        self._comparison = dict(comparison)
+        self._transitions = comparison["transitions"]
         self._picture = {**picture, "turn": self._picture.get("turn", 0) + 1}
 
     @property
     def table(self) -> pd.DataFrame:
         """Who went where: `from_cluster, to_cluster, users, kind ...`."""
-        return self._comparison["transitions"].copy()
-
-    @property
-    def names(self) -> pd.DataFrame:
-        """What names the clusters of both sides: `side, cluster, name, users, stability ...`."""
-        return pd.DataFrame(self._comparison.get("names", ())).copy()
+        return self._transitions.copy()
 
     @property
     def sentence(self) -> str:
@@ -114,35 +116,28 @@ class ClusterView(View):
     def _html(self) -> str:
         picture = self._picture
         clusters = [*named_clusters(picture["left"]), *named_clusters(picture["right"])]
-        lines = [
-            picture["sentence"],
-            *picture["summaries"].values(),
-            *(score_words(score) for score in picture["scores"]),
-            picture["caption"],
-            f"Diamonds: {picture['units']} that did not stay in their cluster.",
-            *(stability_words(cluster) for cluster in clusters),
-        ]
-        names = {}
-        for side in ("left", "right"):
-            for node in picture[side]:
-                names[side, node["cluster"]] = node["name"]
+        lines = [picture["sentence"], *picture["summaries"].values()]
+        lines += map(score_words, picture["scores"])
+        lines.append(picture["caption"])
+        lines.append(f"Diamonds: {picture['units']} that did not stay in their cluster.")
+        lines += map(stability_words, clusters)
+        left = {node["cluster"]: node["name"] for node in picture["left"]}
+        right = {node["cluster"]: node["name"] for node in picture["right"]}
         rows = [["from", "to", "users", "kind"]]
         for band in picture["bands"]:
-            before = names["left", band["from"]]
-            after = names["right", band["to"]]
-            rows.append([before, after, band["users"], band["kind"]])
+            names = [left[band["from"]], right[band["to"]]]
+            rows.append([*names, band["users"], band["kind"]])
         return static_page(TITLE, lines, self._map_image(), rows)
 
     def _map_image(self) -> str:
         """Draw the map of after; users who did not stay are marked."""
         picture = self._picture
-        kind_of = {}
-        for band in picture["bands"]:
-            kind_of[band["from"], band["to"]] = band["kind"]
+        bands = picture["bands"]
+        stays = {(band["from"], band["to"]) for band in bands if band["kind"] == "stays"}
         before = np.frombuffer(picture["from"], np.int32).tolist()
         after = np.frombuffer(picture["to"], np.int32).tolist()
-        moved = [kind_of[pair] != "stays" for pair in zip(before, after, strict=True)]
-        places = np.frombuffer(picture["after"], dtype=np.float32).reshape(-1, 2)
+        moved = [pair not in stays for pair in zip(before, after, strict=True)]
+        places = np.frombuffer(picture["after"], np.float32).reshape(-1, 2)
         return map_image(places, np.array(moved))
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
@@ -150,79 +145,81 @@ class ClusterView(View):
             self.selection.follow(message, buffers)
 
     def _on_select(self, rows: np.ndarray) -> None:
-        self._selected = np.asarray(rows, dtype=np.int32).tobytes()
+        self._selected = int_bytes(rows)
 
 
-def as_mapping(comparison: Any) -> Mapping:
-    """Return a comparison as one mapping; an update of a back end brings its words beside its
-    data.
-    """
+def as_dict(comparison: Any) -> dict:
+    """Return a comparison as one dict; an update of a back end brings its words beside its data."""
     if isinstance(comparison, Mapping):
-        return comparison
+        return dict(comparison)
     words = {"sentence": comparison.message, "caption": comparison.caption}
     return {**comparison.data, **words}
 
 
-def checked_ids(comparison: Mapping) -> tuple[str, ...]:
+def checked_ids(comparison: dict) -> tuple[str, ...]:
     """Return the users of a comparison, and refuse one that is not whole."""
-    missing = [name for name in NEEDED_NAMES if name not in comparison]
-    if missing:
-        there = ", ".join(comparison)
-        hint = "pass what compare_clusters returned, whole"
-        raise ValueError(f"no {missing[0]!r} (there is {there}): {hint}")
-    ids = tuple(comparison["before"]["user"].astype(str))
-    odd = set(ids) ^ set(comparison["after"]["user"].astype(str))
-    if odd or len(set(ids)) != len(ids):
-        user = min(odd) if odd else "a user"
-        raise ValueError(f"{user} stands not once on both sides: cluster the same users twice")
-    return ids
+    for name in NEEDED_NAMES:
+        if name not in comparison:
+            there = ", ".join(comparison)
+            hint = "pass what compare_clusters returned, whole"
+            raise ValueError(f"no {name!r} (there is {there}): {hint}")
+    before = Counter(comparison["before"]["user"].astype(str))
+    after = Counter(comparison["after"]["user"].astype(str))
+    odd = [user for user in before | after if before[user] != 1 or after[user] != 1]
+    if odd:
+        raise ValueError(f"{min(odd)} stands not once on both sides: cluster the same users twice")
+    return tuple(before)
 
 
-def pack_comparison(comparison: Mapping, ids: tuple[str, ...], frame: pd.DataFrame | None) -> dict:
+def pack_comparison(comparison: dict, ids: tuple[str, ...], frame: pd.DataFrame | None) -> dict:
     """Pack a comparison for the browser.
 
     Args:
-        comparison: As for `ClusterView`.
+        comparison: As for `ClusterView`, with all that is optional.
         ids: The users; all that is packed has their order.
         frame: Who the users are, or None.
 
     Returns:
         What the browser draws.
     """
-    points = comparison["points"]
+    points = comparison["points"].reindex(columns=POINT_COLUMNS)
+    places_before = in_order(points[points["query"] == "before"], ids)
+    places_after = in_order(points[points["query"] == "after"], ids)
+    marks = points[~points["query"].isin(["before", "after"])]
+    before = in_order(comparison["before"], ids)["cluster"].to_numpy(np.int32)
+    after = in_order(comparison["after"], ids)["cluster"].to_numpy(np.int32)
     transitions = comparison["transitions"]
-    names = comparison.get("names")
+    slots_before, slots_after = color_slots(before, after, transitions)
+    names = comparison["names"]
+    names_before = names[names["side"] == "before"]
+    names_after = names[names["side"] == "after"]
+    bands = transitions[["from_cluster", "to_cluster", "users", "kind"]]
+    bands = bands.rename(columns={"from_cluster": "from", "to_cluster": "to"})
     unit, units = unit_words(comparison)
-    places = {}
-    clusters = {}
-    for side in SIDES:
-        part = points[points["query"] == side].set_index("user")
-        places[side] = part.reindex(index=list(ids), columns=["x", "y", "trust"])
-        labels = comparison[side].set_index("user")["cluster"]
-        labels = labels.loc[list(ids)]
-        clusters[side] = labels.to_numpy(np.int32)
-    colors = color_slots(clusters, transitions)
-    marks = points[~points["query"].isin(SIDES)]
-    bands = transitions[list(BAND_NAMES)].rename(columns=BAND_NAMES)
     return {
         "ids": list(ids),
         "unit": unit,
         "units": units,
         "recent": recent_events(frame, ids),
-        "before": float_bytes(places["before"][["x", "y"]]),
-        "after": float_bytes(places["after"][["x", "y"]]),
-        "trust": float_bytes(places["after"]["trust"].fillna(1)),
-        "from": clusters["before"].tobytes(),
-        "to": clusters["after"].tobytes(),
+        "before": float_bytes(places_before[["x", "y"]]),
+        "after": float_bytes(places_after[["x", "y"]]),
+        "trust": float_bytes(places_after["trust"].fillna(1)),
+        "from": int_bytes(before),
+        "to": int_bytes(after),
         "marks": marks[["x", "y", "user"]].to_numpy(object).tolist(),
-        "left": pack_clusters("before", clusters["before"], names, colors["before"]),
-        "right": pack_clusters("after", clusters["after"], names, colors["after"]),
+        "left": pack_clusters(before, names_before, slots_before),
+        "right": pack_clusters(after, names_after, slots_after),
         "bands": json_rows(bands),
-        "scores": json_rows(pd.DataFrame(comparison.get("scores", ()))),
-        "summaries": comparison.get("summaries", {}),
-        "sentence": comparison.get("sentence", ""),
-        "caption": comparison.get("caption", ""),
+        "scores": json_rows(pd.DataFrame(comparison["scores"])),
+        "summaries": comparison["summaries"],
+        "sentence": comparison["sentence"],
+        "caption": comparison["caption"],
     }
+
+
+def in_order(frame: pd.DataFrame, ids: tuple[str, ...]) -> pd.DataFrame:
+    """Return the rows of a frame in the order of the users."""
+    return frame.set_index("user").reindex(list(ids))
 
 
 def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list[str]]:
@@ -230,25 +227,24 @@ def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list
     if frame is None:
         return [[] for _ in ids]
     _, known_ids, texts = pack_users(frame)
-    recent = {}
-    for user, (_, _, events) in zip(known_ids, texts, strict=True):
-        recent[user] = events
+    recent = {user: events for user, (_, _, events) in zip(known_ids, texts, strict=True)}
     return [recent.get(user, []) for user in ids]
 
 
 def color_slots(
-    clusters: dict[str, np.ndarray], transitions: pd.DataFrame
-) -> dict[str, dict[int, int]]:
+    clusters_before: np.ndarray, clusters_after: np.ndarray, transitions: pd.DataFrame
+) -> tuple[dict[int, int], dict[int, int]]:
     """Give the largest clusters colors; a successor has that of the cluster most users come from.
 
     Args:
-        clusters: The cluster of each user, by side.
+        clusters_before: The cluster of each user before.
+        clusters_after: The cluster of each user after.
         transitions: Who went where.
 
     Returns:
-        The number of the color by cluster, by side.
+        The number of the color by cluster, before and after.
     """
-    largest = clusters_by_size(clusters["before"])[:MAX_COLORED]
+    largest = clusters_by_size(clusters_before)[:MAX_COLORED]
     before = {cluster: slot for slot, cluster in enumerate(largest)}
     after: dict[int, int] = {}
     links = transitions[transitions["kind"].isin(SUCCESSOR_KINDS)]
@@ -260,9 +256,9 @@ def color_slots(
     # colors that no cluster had before go first
     slots = [*range(len(before), MAX_COLORED), *range(len(before))]
     free = [slot for slot in slots if slot not in after.values()]
-    new = [cluster for cluster in clusters_by_size(clusters["after"]) if cluster not in after]
+    new = [cluster for cluster in clusters_by_size(clusters_after) if cluster not in after]
     after.update(zip(new, free, strict=False))
-    return {"before": before, "after": after}
+    return before, after
 
 
 def clusters_by_size(labels: np.ndarray) -> list[int]:
@@ -271,16 +267,12 @@ def clusters_by_size(labels: np.ndarray) -> list[int]:
     return numbers[np.argsort(-sizes, kind="stable")].tolist()
 
 
-def pack_clusters(
-    side: str, labels: np.ndarray, names: pd.DataFrame | None, slots: dict[int, int]
-) -> list[dict]:
+def pack_clusters(labels: np.ndarray, names: pd.DataFrame, slots: dict[int, int]) -> list[dict]:
     """List one side's clusters by number, those in none last."""
-    about = {}
-    if names is not None:
-        part = names[names["side"] == side]
-        about = part.set_index("cluster").to_dict("index")
+    about = names.set_index("cluster").to_dict("index")
+    sizes = Counter(labels.tolist())
     packed = []
-    for number in sorted(set(labels.tolist()), key=lambda number: (number < 0, number)):
+    for number in sorted(sizes, key=lambda number: (number < 0, number)):
         row = about.get(number, {})
         stability = row.get("stability")
         if pd.isna(stability):
@@ -291,7 +283,7 @@ def pack_clusters(
         packed.append(
             {
                 "cluster": number,
-                "users": int((labels == number).sum()),
+                "users": sizes[number],
                 "slot": slots.get(number, -1),
                 "named": bool(row),
                 "name": name,

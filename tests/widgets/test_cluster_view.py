@@ -26,47 +26,39 @@ def test_what_is_drawn_is_what_was_given():
     assert [node["users"] for node in p["left"]] == [165, 124, 64, 38, 209]
     assert [node["unstable"] for node in p["right"]] == [False, False, False, True, False, False]
     assert [(b["from"], b["to"], b["users"], b["kind"]) for b in p["bands"]] == MOVES
-    assert [mark[2] for mark in p["marks"]] == ["yes", "no <b>"] and p["scores"][1]["auc"] == 0.781
-    assert len(p["recent"]) == 600 and HOSTILE in p["recent"][0]
-    assert len(view.table) == len(MOVES) and view.sentence.startswith("4 clusters became 5")
+    assert [mark[2] for mark in p["marks"]] == ["yes", "no <b>"]
+    assert p["scores"][1]["auc"] == 0.781
+    assert len(p["recent"]) == 600
+    assert HOSTILE in p["recent"][0]
+    assert len(view.table) == len(MOVES)
+    assert view.sentence.startswith("4 clusters became 5")
 
 
 def test_users_may_stand_in_any_order_in_every_frame():
     comparison = fake_compare()
-    mixed = {
-        k: comparison[k].sample(frac=1, random_state=1)
-        for k in ("points", "after", "transitions", "names")
-    }
-    p, q = ClusterView(comparison)._picture, ClusterView(comparison | mixed)._picture
+    mixed = dict(comparison)
+    for name in ("points", "after", "transitions", "names"):
+        mixed[name] = comparison[name].sample(frac=1, random_state=1)
+    picture = ClusterView(comparison)._picture
+    other = ClusterView(mixed)._picture
     for part in ("from", "to", "before", "after", "trust", "left", "right"):
-        assert p[part] == q[part], part
+        assert picture[part] == other[part], part
 
 
 def test_heirs_keep_the_colour_and_no_colour_stands_twice():
     comparison = fake_compare()
-    slots = color_slots(
-        {side: comparison[side]["cluster"].to_numpy() for side in ("before", "after")},
-        comparison["transitions"],
-    )
-    assert slots["before"] == {0: 0, 1: 1, 2: 2, 3: 3}
-    assert slots["after"] == {
-        0: 1,
-        1: 0,
-        2: 2,
-        4: 4,
-        3: 5,
-    }  # the larger heir of a split, and the larger parent of a merge
+    clusters = [comparison[side]["cluster"].to_numpy() for side in ("before", "after")]
+    before, after = color_slots(*clusters, comparison["transitions"])
+    assert before == {0: 0, 1: 1, 2: 2, 3: 3}
+    # the larger heir of a split, and the larger parent of a merge
+    assert after == {0: 1, 1: 0, 2: 2, 4: 4, 3: 5}
     many = np.repeat(np.arange(12), np.arange(12, 0, -1))
-    transitions = pd.DataFrame(
-        {
-            "from_cluster": range(12),
-            "to_cluster": range(12),
-            "users": range(12, 0, -1),
-            "kind": "stays",
-        }
-    )
-    slots = color_slots({"before": many, "after": many}, transitions)
-    assert list(slots["after"]) == list(range(MAX_COLORED)) and slots["before"] == slots["after"]
+    numbers = range(12)
+    transitions = pd.DataFrame({"from_cluster": numbers, "to_cluster": numbers, "kind": "stays"})
+    transitions["users"] = range(12, 0, -1)
+    before, after = color_slots(many, many, transitions)
+    assert list(after) == list(range(MAX_COLORED))
+    assert before == after
 
 
 def test_the_selection_is_read_and_set_on_both_sides():
@@ -77,71 +69,74 @@ def test_the_selection_is_read_and_set_on_both_sides():
     assert ints(view._selected).tolist() == [7]
     chosen = view.selection
     view.show(fake_compare(scores=False))
-    assert (
-        view.selection is chosen and view.selection.ids == ("u0007",) and view._picture["turn"] == 2
-    )
+    assert view.selection is chosen
+    assert view.selection.ids == ("u0007",)
+    assert view._picture["turn"] == 2
     view.show(fake_compare(many=2))
-    assert len(view._ids) == 1200 and view.selection.ids == () and ints(view._selected).size == 0
+    assert len(view._ids) == 1200
+    assert view.selection.ids == ()
+    assert ints(view._selected).size == 0
 
 
 def test_plain_frames_are_enough():
-    comparison = {
-        name: fake_compare()[name] for name in ("points", "before", "after", "transitions")
-    }
+    whole = fake_compare()
+    comparison = {name: whole[name] for name in ("points", "before", "after", "transitions")}
     comparison["points"] = comparison["points"].query("query != 'mark'").drop(columns="trust")
     view = ClusterView(comparison)
-    assert (
-        view._picture["left"][0]["name"] == "cluster 0"
-        and view._picture["left"][0]["stability"] is None
-    )
-    assert view._picture["scores"] == [] and view._picture["marks"] == [] and view.names.empty
+    assert view._picture["left"][0]["name"] == "cluster 0"
+    assert view._picture["left"][0]["stability"] is None
+    assert view._picture["scores"] == view._picture["marks"] == []
     assert "cluster 0" in view.to_html().data
 
 
 def test_frames_saved_and_read_again_draw_the_same(tmp_path):
-    comparison, again = fake_compare(), {}
+    comparison = fake_compare()
+    again = dict(comparison)
+    path = tmp_path / "frame.parquet"
     for name, value in comparison.items():
         if isinstance(value, pd.DataFrame):
-            value.to_parquet(tmp_path / f"{name}.parquet")
-            again[name] = pd.read_parquet(tmp_path / f"{name}.parquet")
-    p, q = ClusterView(comparison)._picture, ClusterView(comparison | again)._picture
-    assert p == q
+            value.to_parquet(path)
+            again[name] = pd.read_parquet(path)
+    assert ClusterView(comparison)._picture == ClusterView(again)._picture
 
 
 def test_a_still_picture_needs_no_script_and_escapes_text():
     view = ClusterView(fake_compare())
     page = view._repr_mimebundle_()[0]["text/html"]
-    assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
-    assert (
-        "data:image/svg+xml;base64," in page
-        and "split" in page
-        and "AUC 0.781" in page
-        and len(page) < 60_000
-    )
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;" in page
+    assert "data:image/svg+xml;base64," in page
+    assert "split" in page
+    assert "AUC 0.781" in page
+    assert len(page) < 60_000
     assert view._repr_mimebundle_()[0]["text/plain"] == repr(view)
 
 
 def test_payloads_are_small():
     view = ClusterView(fake_compare(many=4))
-    assert sum(len(part) for part in view._picture.values() if isinstance(part, bytes)) == 2400 * (
-        4 * 2 * 2 + 4 + 2 * 4
-    )
-    assert len(view._esm.encode()) < 50_000 and len(view._css.encode()) < 20_000
+    numbers = [part for part in view._picture.values() if isinstance(part, bytes)]
+    assert sum(map(len, numbers)) == 2400 * (4 * 2 * 2 + 4 + 2 * 4)
+    assert len(view._esm.encode()) < 50_000
+    assert len(view._css.encode()) < 20_000
 
 
 def test_what_does_not_fit_is_refused():
     comparison = fake_compare()
-    with pytest.raises(ValueError, match="no 'transitions'"):
-        ClusterView({k: v for k, v in comparison.items() if k != "transitions"})
     with pytest.raises(ValueError, match="u0000 stands not once"):
         ClusterView(comparison | {"after": comparison["after"][1:]})
-    nobody = {side: comparison[side].assign(cluster=-1) for side in ("before", "after")}
-    transitions = pd.DataFrame(
-        {"from_cluster": [-1], "to_cluster": [-1], "users": [600], "kind": ["stays"]}
-    )
-    view = ClusterView(
-        comparison | nobody | {"transitions": transitions, "names": comparison["names"][:0]}
-    )
-    assert (
-        repr(view) == "ClusterView(600 users, 0 clusters before, 0 after)" and view.to_html().data
-    )
+    del comparison["transitions"]
+    with pytest.raises(ValueError, match="no 'transitions'"):
+        ClusterView(comparison)
+
+
+def test_there_may_be_no_clusters():
+    comparison = fake_compare()
+    for side in ("before", "after"):
+        comparison[side]["cluster"] = -1
+    band = {"from_cluster": -1, "to_cluster": -1, "users": 600, "kind": "stays"}
+    comparison["transitions"] = pd.DataFrame([band])
+    comparison["names"] = comparison["names"][:0]
+    view = ClusterView(comparison)
+    assert repr(view) == "ClusterView(600 users, 0 clusters before, 0 after)"
+    assert view.to_html().data
