@@ -23,6 +23,7 @@ DATA_PATTERN = re.compile(
     re.S,
 )
 HASH_PATTERN = re.compile("[0-9a-f]{64}")
+BLANK_HASH = "0" * 64  # stands for the hash while it is computed
 HASH_SHOWN = 16  # characters
 UNKNOWN = "not told"
 NUMBERS = ("value", "low", "high", "n", "seed")
@@ -117,17 +118,16 @@ class ResultCard:
         Returns:
             The card.
         """
+        facts = {**facts, **more_facts}
         names = {one.name for one in fields(cls)}
-        known = {}
-        more = {}
-        for name, value in {**facts, **more_facts}.items():
-            if name in names:
-                known[name] = value
-            else:
+        known = {name: value for name, value in facts.items() if name in names}
+        more = dict(known.get("more", {}))
+        for name, value in facts.items():
+            if name not in names:
                 more[name.replace("_", " ")] = format_value(value)
         uri = IMAGE_PATTERN.search(picture)
         known["picture"] = uri[0] if uri else picture
-        known["more"] = {**known.get("more", {}), **more}
+        known["more"] = more
         return cls(**known)
 
     def save(self, path) -> Path:
@@ -143,9 +143,8 @@ class ResultCard:
         if path.suffix != ".html":
             ending = path.suffix or "nothing"
             raise ValueError(f"{path.name} ends with {ending}: name it .html")
-        page = self._page("0" * 64)
-        digest = sha256(page)
-        return atomic_write(path, DATA_PATTERN.sub(rf"\g<1>{digest}\3\4</script>", page))
+        page = self._page()
+        return atomic_write(path, with_hash(page, sha256(page)))
 
     @classmethod
     def load(cls, path) -> ResultCard:
@@ -169,8 +168,7 @@ class ResultCard:
             count = f"{len(parts)} results in it, a result card holds 1"
             raise ResultCardError(f"{path}: {count}: save it again with card.save(...)")
         [(_, expected, _, content)] = parts
-        blank = "0" * 64
-        digest = sha256(DATA_PATTERN.sub(rf"\g<1>{blank}\3\4</script>", page))
+        digest = sha256(with_hash(page, BLANK_HASH))
         if digest != expected:
             hashes = f"sha256 {digest[:HASH_SHOWN]}..., the card says {expected[:HASH_SHOWN]}..."
             edited = "it was edited after it was saved, so take it from its notebook again"
@@ -249,14 +247,14 @@ class ResultCard:
             html += f"<dt>{escape(name)}</dt>{definition(value)}"
         return html
 
-    def _page(self, digest: str) -> str:
-        """Return the card as a page of its own that holds its data, too."""
+    def _page(self) -> str:
+        """Return the card as a page of its own that holds its data, too, with a blank hash."""
         data = {"format": FORMAT, **asdict(self)}
         stored = json.dumps(data, ensure_ascii=False, allow_nan=False)
         for sign in "<>&":  # a text with </script> in it must not end the script
             stored = stored.replace(sign, f"\\u{ord(sign):04x}")
         title = ": ".join(filter(None, (self.query, self.sentence)))
-        script = f'<script type="application/json" id="result-card" data-sha256="{digest}">'
+        script = f'<script type="application/json" id="result-card" data-sha256="{BLANK_HASH}">'
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -277,6 +275,11 @@ def definition(value: str) -> str:
 def style_sheet() -> str:
     """Return the style of a card, as its file has it."""
     return read_static("result_card.css")
+
+
+def with_hash(page: str, digest: str) -> str:
+    """Return a page with another hash of its content."""
+    return DATA_PATTERN.sub(rf"\g<1>{digest}\3\4</script>", page)
 
 
 def sha256(page: str) -> str:

@@ -48,9 +48,8 @@ def make_card(**more):
 def test_a_hash_is_shown_by_its_beginning_and_kept_whole(tmp_path):
     page = make_card().save(tmp_path / "card.html").read_text()
     assert f'<dd title="{"3f2a" * 16}">{"3f2a" * 4}...</dd>' in page
-    assert ResultCard.load(tmp_path / "card.html").run == "3f2a" * 16 and "3f2a" * 16 in str(
-        make_card()
-    )
+    assert ResultCard.load(tmp_path / "card.html").run == "3f2a" * 16
+    assert "3f2a" * 16 in str(make_card())
 
 
 class Tags(HTMLParser):
@@ -65,7 +64,8 @@ class Tags(HTMLParser):
 
 def test_the_words_say_it_all_and_the_html_needs_no_script():
     bundle = make_card()._repr_mimebundle_()
-    words, page = bundle["text/plain"], bundle["text/html"]
+    words = bundle["text/plain"]
+    page = bundle["text/html"]
     for part in (
         "Travellers are told.",
         "Look again.",
@@ -73,20 +73,22 @@ def test_the_words_say_it_all_and_the_html_needs_no_script():
         "travel soon?",
         "unit: user",
     ):
-        assert part in words and ("AUC:" in part or part.split(": ")[-1] in page)
-    assert (
-        words.endswith(f"checkpoint {'3f2a' * 16}, seed 0, qanchor 0.1.0, 2026-01-31 10:00 UTC")
-        and "3f2a" * 16 in page
-    )
-    assert "<script" not in page and not re.search(r"(?:src|href)=\"(?!data:)", page)
+        assert part in words
+        assert "AUC:" in part or part.split(": ")[-1] in page
+    assert words.endswith(f"checkpoint {'3f2a' * 16}, seed 0, qanchor 0.1.0, 2026-01-31 10:00 UTC")
+    assert "3f2a" * 16 in page
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
 
 
 def test_a_card_comes_back_as_it_was(tmp_path):
     card = make_card()
     path = card.save(tmp_path / "card.html")
-    assert ResultCard.load(path) == card and list(tmp_path.iterdir()) == [path]
+    assert ResultCard.load(path) == card
+    assert list(tmp_path.iterdir()) == [path]
     page = path.read_text()
-    assert "default-src 'none'" in page and not re.search(r"https?://", page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://", page)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))  # as some tools that copy text do
     assert ResultCard.load(path) == card
 
@@ -119,9 +121,8 @@ def test_hostile_text_stays_text(tmp_path):
         card.save(tmp_path / "card.html").read_text(),
     ):
         tags = Tags(page).tags
-        assert not {tag for tag, _ in tags} & {"img", "iframe"} and not [
-            a for _, a in tags if any(k.startswith("on") for k in a)
-        ]
+        assert not {tag for tag, _ in tags} & {"img", "iframe"}
+        assert not [a for _, a in tags if any(k.startswith("on") for k in a)]
         assert [a["type"] for tag, a in tags if tag == "script"] in ([], ["application/json"])
     with pytest.raises(ValueError, match="the picture begins with"):
         ResultCard("x", picture='x" onerror="alert(1)')
@@ -202,7 +203,8 @@ def test_a_fault_while_saving_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="no space"):
         ResultCard("the new one").save(path)
-    assert ResultCard.load(path).sentence == "the old one" and list(tmp_path.iterdir()) == [path]
+    assert ResultCard.load(path).sentence == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_lens_keeps_what_it_shows():
@@ -213,20 +215,17 @@ def test_the_lens_keeps_what_it_shows():
         lens.result_card()
     lens.ask("Will this user travel soon?")
     card = lens.result_card("mine")
-    assert (
-        card.sentence == lens.sentence
-        and card.query == "Will this user travel soon?"
-        and card.text == "mine"
-    )
-    assert (
-        card.value == lens.shift.stands_out.mean()
-        and card.n == 60
-        and card.more["compared with"] == "no query"
-    )
+    assert card.sentence == lens.sentence
+    assert card.query == "Will this user travel soon?"
+    assert card.text == "mine"
+    assert card.value == lens.shift.stands_out.mean()
+    assert card.n == 60
+    assert card.more["compared with"] == "no query"
     assert card.picture.startswith("data:image/svg+xml;base64,")
     caption = lens._entry.picture["caption"]
     assert card.more["map"] == f"{caption} Diamonds stand out."
     assert abs(pd.Timestamp(card.date.removesuffix(" UTC")).timestamp() - time.time()) < 120
     plain = QueryLens(make_frame(60), FakeLens(60, seconds=0.02))
     plain.ask("Will this user travel soon?")
-    assert plain.result_card().run == "" and "checkpoint not told" in str(plain.result_card())
+    assert plain.result_card().run == ""
+    assert "checkpoint not told" in str(plain.result_card())
