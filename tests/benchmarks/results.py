@@ -27,7 +27,6 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "prompts": ("prompts", tables.prompts_table),
     "attention": ("attention", tables.attention_table),
     "replay": ("replay", tables.replay_table),
-    "useru": ("useru", tables.useru_table),
     "fitted": ("fitted", tables.fitted_table),
     "concepts": ("concepts", tables.concepts_table),
     "senses": ("senses", tables.senses_table),
@@ -37,13 +36,7 @@ MADE: dict[str, tuple[str, Callable[[dict], str]]] = {
     "coles": ("coles", tables.coles_table),
 }
 SUMMARY = ("journey", "sample")  # folders of the `tasks` records in the block `summary`
-NO_RUN = {
-    "frozen",
-    "open",
-    "useru",
-    "scale",
-    "texts",
-}  # benchmarks that need neither --data nor --run
+NO_RUN = {"frozen", "open", "scale", "texts"}  # benchmarks that need neither --data nor --run
 
 
 def renewed(text: str, runs: Path) -> str:

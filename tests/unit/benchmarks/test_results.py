@@ -45,9 +45,12 @@ def test_a_table_is_rebuilt_best_first_and_the_text_around_it_stays(root, capsys
     assert results.main(check=True) == 1
     assert "Stale tables in data/runs/README.md. Run make results." in capsys.readouterr().out
     assert page.read_text() == TEXT, "a check writes nothing"
-    assert results.main() == 0 and results.main(check=True) == 0
+    assert results.main() == 0
+    assert results.main(check=True) == 0
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
     assert (
         "Record: `data/runs/mine/tasks.json`. `python -m tests.benchmarks tasks`, commit abc1234"
         in text
@@ -69,11 +72,13 @@ def test_both_documents_are_renewed(root, capsys):
         (root / "data/runs" / run / "tasks.json").write_text(record)
     assert results.main(check=True) == 1
     assert "README.md, data/runs/README.md" in capsys.readouterr().out
-    assert results.main() == 0 and results.main(check=True) == 0
+    assert results.main() == 0
+    assert results.main(check=True) == 0
     text = (root / "README.md").read_text()
     assert "| **Qanchor**, label-free ranking | none | .750 (.0040 to .020) |" in text
     assert "| cross-validated | .800 (.790 to .810) |" in text
-    assert "Records: `data/runs/journey/tasks.json` and" in text and "old" not in text
+    assert "Records: `data/runs/journey/tasks.json` and" in text
+    assert "old" not in text
 
 
 def test_a_missing_record_is_reported_and_nothing_is_written(root):
@@ -91,7 +96,7 @@ def test_a_missing_record_is_reported_and_nothing_is_written(root):
         ("summary", "journey/tasks.json", "tasks --data DATA --run .*journey --out"),
         ("mine/query", "mine/tasks.json", "tasks --data DATA --run .*mine --out"),
         ("mine/replay", "mine/replay.json", "replay --data DATA --run .*mine --out"),
-        ("speed/useru", "speed/useru.json", "useru --out"),
+        ("mine/frozen", "mine/frozen.json", "frozen --out"),
         ("speed", "speed/cache.json", "cache --data DATA"),
     ],
 )
