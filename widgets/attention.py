@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from html import escape
 from threading import Event
 from typing import Any
 
@@ -20,12 +21,13 @@ from qanchor.widgets.base import (
     until_cancelled,
 )
 from qanchor.widgets.packing import float_bytes
-from qanchor.widgets.static_html import static_page
+from qanchor.widgets.static_html import BLUE, GRAY, ORANGE, VERMILION, static_page, svg_image
 
 TITLE = "Attention by modality"
 MAX_EVENTS = 40  # events of one user that can be edited, the newest
 MAX_IDS_SENT = 5_000  # ids offered while one is typed
 MAX_TEXT_LENGTH = 2_000  # characters of an event's text
+MAX_NAME_LENGTH = 18  # characters of a modality in the picture
 
 TABLE_COLUMNS = ["query", "modality", "weight"]
 EVENT_COLUMNS = ["event", "time", "modality", "text"]
@@ -159,7 +161,7 @@ class AttentionView(View):
         if len(queries) == 2:
             lines = [f"A: {queries[0]}", f"B: {queries[1]}"]
         lines += [self.sentence, self._kept["caption"]]
-        return static_page(TITLE, lines, table=table_rows(self._table))
+        return static_page(TITLE, lines, bar_chart(self._table), table_rows(self._table))
 
     def _on_message(self, _widget, message: dict, buffers: list) -> None:
         """Do what the browser asks; long work goes to a worker, so the kernel can hear Cancel."""
@@ -356,3 +358,48 @@ def format_effect(value: float, sign: str = "") -> str:
     if pd.isna(value):
         return ""
     return f"{value:{sign}.3f}".replace("-", "−")
+
+
+def bar_chart(table: pd.DataFrame) -> str:
+    """Draw attention and deletion effect of the first query's modalities side by side.
+
+    Args:
+        table: From an update of the back end.
+
+    Returns:
+        HTML of an image, empty if there is no modality.
+    """
+    rows = sorted_rows(table, table["query"].iloc[0])
+    rows = rows[rows["kind"] == "modality"]
+    if rows.empty:
+        return ""
+    parts = bar_column(rows["weight"], "attention", 150, BLUE, format_share)
+    parts += bar_column(rows["deletion_effect"], "deletion effect", 400, ORANGE, format_effect)
+    if rows["disagrees"].any():
+        parts.append(f'<text x="636" y="18" text-anchor="end" fill="{GRAY}">ranks apart</text>')
+    for row in rows.itertuples():
+        y = 30 + 24 * row.Index
+        label = escape(row.modality[:MAX_NAME_LENGTH])
+        parts.append(f'<text x="8" y="{y + 10}">{label}</text>')
+        if row.disagrees:
+            parts.append(f'<path d="M628 {y}l6 6-6 6-6-6z" fill="{VERMILION}"/>')
+    height = 40 + 24 * len(rows)
+    return svg_image("".join(parts), "Attention and deletion effect by modality", 640, height)
+
+
+def bar_column(
+    values: pd.Series, title: str, left: int, color: str, write: Callable[[float], str]
+) -> list[str]:
+    """Draw one column of bars with their numbers, as SVG elements."""
+    parts = [f'<text x="{left}" y="18" fill="{GRAY}">{title}</text>']
+    known = values.fillna(0)
+    largest = known.max() or 1
+    widths = 150 * known / largest
+    y = 30
+    for value, width in zip(values, widths, strict=True):
+        size = f'width="{width:.1f}" height="12"'
+        end = left + width + 6
+        parts.append(f'<rect x="{left}" y="{y}" {size} fill="{color}"/>')
+        parts.append(f'<text x="{end:.1f}" y="{y + 10}">{write(value)}</text>')
+        y += 24
+    return parts
