@@ -26,6 +26,7 @@ HASH = """('0x' || substr(md5("user"), 1, 15))::bigint"""  # of a user's id, the
 POSITION = "_row"  # row of an event in the source, to restore the order of equal events
 EVENTS_PER_BATCH = 200_000  # events that are validated at a time
 EVENTS_PER_SHARD = 500_000  # by default
+RESOURCES = {"threads": 2, "memory_limit": "800MB"}  # of DuckDB
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class EventSource:
     def batches(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield (file name, batch of events); the index of a batch is the row in the file."""
         for file in self.files:
-            start = 0
+            n_rows = 0
             for batch in pq.ParquetFile(file).iter_batches(EVENTS_PER_BATCH):
                 frame = batch.to_pandas()
-                frame.index = pd.RangeIndex(start, start + len(frame))
-                start += len(frame)
+                frame.index = pd.RangeIndex(n_rows, n_rows + len(frame))
+                n_rows += len(frame)
                 yield file.name, frame
 
 
@@ -69,21 +70,29 @@ def open_events(path: Path) -> EventSource:
         FileNotFoundError: There is no events file.
         DataError: A file is not parquet, or about.json is invalid.
     """
-    events = path / "events.parquet" if (path / "events.parquet").exists() else path
-    files = tuple(sorted(events.glob("*.parquet")) if events.is_dir() else [events])
+    events = path / "events.parquet"
+    if not events.exists():
+        events = path
+    files = sorted(events.glob("*.parquet")) if events.is_dir() else [events]
     if not files or not files[0].is_file():
         raise FileNotFoundError(
             f"{path} has no events.parquet."
             f" Write one row per event with the columns {', '.join(REQUIRED)}."
         )
     folder = path if path.is_dir() else path.parent
-    about = {"name": path.stem, "unit": "user", "cutoff": None, "modalities": []}
-    about |= {"horizon_days": 30} | read_about(folder / "about.json")
+    about = {
+        "name": path.stem,
+        "unit": "user",
+        "cutoff": None,
+        "modalities": [],
+        "horizon_days": 30,
+    }
+    about |= read_about(folder / "about.json")
     try:
         rows = sum(pq.read_metadata(file).num_rows for file in files)
     except (OSError, ValueError) as error:
         raise DataError(events.name, None, "events", str(error), UNREADABLE) from error
-    return EventSource(files, about, rows, _hash_of(map(sha256_file, files)))
+    return EventSource(tuple(files), about, rows, _hash_of(map(sha256_file, files)))
 
 
 def _hash_of(hashes: Iterable[str]) -> str:
@@ -105,14 +114,13 @@ def open_facts(folder: Path) -> tuple[dict, str]:
     tables = {}
     hashes = []
     for stem in ("users", "labels"):
-        named = [folder / f"{stem}.{ending}" for ending in ("parquet", "csv")]
-        paths = [path for path in named if path.is_file()]
-        if not paths:
-            continue
-        path = paths[0]
-        if path.suffix == ".parquet":
+        path = folder / f"{stem}.parquet"
+        if path.is_file():
             tables[stem] = dataset.dataset(path)
         else:
+            path = path.with_suffix(".csv")
+            if not path.is_file():
+                continue
             tables[stem] = arrow_table(pd.read_csv(path, dtype={"user": str}))
         columns = tables[stem].schema.names
         if "user" not in columns:
@@ -128,7 +136,6 @@ def partition_users(
     shards: int,
     numbers: Sequence[str],
     texts: int,
-    **config,
 ) -> None:
     """Write the history and the facts of each user to a shard, chosen by the hash of the id.
 
@@ -141,13 +148,12 @@ def partition_users(
         shards: Number of shards.
         numbers: Number columns of the events to keep.
         texts: Number of distinct texts to list in `texts.parquet`, in alphabetical order.
-        **config: DuckDB settings such as `threads` and `memory_limit`.
 
     Raises:
         DataError: The events have an invalid value.
         OSError: The disk is full or not writable.
     """
-    with _database_folder(work, config) as (base, folder):
+    with _database_folder(work) as (base, folder):
         _create_events_view(base, table, folder, numbers)
         cutoff = table.about["cutoff"]
         if cutoff is None:
@@ -156,21 +162,21 @@ def partition_users(
         base.execute(
             f"create view history as select * from events where time < timestamp '{cutoff}'"
         )
-        ids = ['select "user" from events']
+        ids = 'select "user" from events'
         for name, rows in facts.items():
             base.register(f"given_{name}", rows)
             as_text = 'replace ("user"::varchar as "user")'
             base.execute(f"create view {name} as select * {as_text} from given_{name}")
-            ids.append(f'select "user" from {name}')
-        base.execute(f"create view ids as {' union '.join(ids)}")
-        users = "select * from ids"
+            ids += f' union select "user" from {name}'
+        base.execute(f"create view ids as select distinct * from ({ids})")
+        users = "ids"
         if "users" in facts:
-            users = 'select * from ids left join users using ("user")'
+            users = 'ids left join users using ("user")'
         modalities = table.about["modalities"]
         if not modalities:
             names = base.sql("select distinct modality from history order by 1").fetchall()
             modalities = [name for (name,) in names]
-        _write_shards(base, "select * from history", shards, folder / "events")
+        _write_shards(base, "history", shards, folder / "events")
         scan = {
             "cutoff": str(cutoff),
             "modalities": modalities,
@@ -187,7 +193,7 @@ def partition_users(
 
 
 @contextmanager
-def _database_folder(work: Path, config: dict) -> Iterator[tuple]:
+def _database_folder(work: Path) -> Iterator[tuple]:
     """Yield a DuckDB connection and a folder that becomes `work` if the block ends without error.
 
     Raises:
@@ -201,7 +207,7 @@ def _database_folder(work: Path, config: dict) -> Iterator[tuple]:
         scratch = folder / "scratch"
         scratch.mkdir()
         spill = str(scratch / "spill")
-        config = config | {"temp_directory": spill, "preserve_insertion_order": False}
+        config = RESOURCES | {"temp_directory": spill, "preserve_insertion_order": False}
         try:
             with duckdb.connect(config=config) as base:
                 yield base, folder
@@ -213,7 +219,7 @@ def _database_folder(work: Path, config: dict) -> Iterator[tuple]:
 
 def _write_shards(base, rows: str, shards: int, folder: Path) -> list[int]:
     """Write rows to one parquet folder per shard, and return the numbers of non-empty shards."""
-    with_shard = f"select *, coalesce({HASH} % {shards}, 0) as _shard from ({rows})"
+    with_shard = f"select *, coalesce({HASH} % {shards}, 0) as _shard from {rows}"
     options = "format parquet, partition_by (_shard)"
     base.execute(f"copy ({with_shard}) to '{_quote(folder)}' ({options})")
     return sorted(int(path.name.removeprefix("_shard=")) for path in folder.glob("_shard=*"))
@@ -249,24 +255,26 @@ def load_shard(work: Path, number: int, scan: dict) -> Users:
     Raises:
         DataError: A fact is invalid.
     """
-    options = {name: scan["about"][name] for name in ("horizon_days", "unit")}
-    options["modalities"] = tuple(scan["modalities"])
-    facts = _read_parts(work / "users", number)
-    if facts is not None:
-        options["tabular"] = facts.set_index("user")
-        options["tabular"].attrs["source"] = f"users, shard {number}"
-    events = _read_parts(work / "events", number)
-    if events is None:  # only facts are known: `Users` needs an event, so add one and remove it
+    shard = f"_shard={number}"
+    facts = pd.read_parquet(work / "users" / shard, partitioning=None)
+    tabular = facts.set_index("user")
+    tabular.attrs["source"] = f"users, shard {number}"
+    path = work / "events" / shard
+    if path.exists():
+        events = pd.read_parquet(path, partitioning=None)
+        events = events.sort_values(POSITION, ignore_index=True).drop(columns=POSITION)
+    else:  # only facts are known: `Users` needs an event, so add one and remove it
         row = ["\uffff", scan["cutoff"], *scan["modalities"][:1], "nothing"]
-        placeholder = pd.DataFrame([row], columns=list(REQUIRED))
-        return Users.from_events(placeholder, scan["cutoff"], **options).select(facts["user"])
-    events = events.sort_values(POSITION, ignore_index=True).drop(columns=POSITION)
-    return Users.from_events(events, scan["cutoff"], **options)
-
-
-def _read_parts(folder: Path, number: int) -> pd.DataFrame | None:
-    path = folder / f"_shard={number}"
-    return pd.read_parquet(path, partitioning=None) if path.exists() else None
+        events = pd.DataFrame([row], columns=list(REQUIRED))
+    users = Users.from_events(
+        events,
+        scan["cutoff"],
+        tabular=tabular,
+        modalities=tuple(scan["modalities"]),
+        horizon_days=scan["about"]["horizon_days"],
+        unit=scan["about"]["unit"],
+    )
+    return users.select(facts["user"])
 
 
 def _quote(path: Path) -> str:

@@ -339,8 +339,6 @@ def _begin(users: Path, run: Path, queries: list[str], out: Path, shards: int | 
             plan["shards"],
             about["numbers"],
             MAX_SHARED_TEXTS,
-            threads=2,
-            memory_limit="800MB",
         )
     missing = _missing_shards(out, read_json(work / "users" / "scan.json")["shards"])
     if missing:
