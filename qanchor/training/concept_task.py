@@ -21,13 +21,13 @@ from qanchor.models.user_tokens import TokenReader, UserTokens
 from qanchor.training.associations import FOLDS, AssociationFit
 from qanchor.useru.concept_answers import concept_grades
 from qanchor.useru.concepts import (
+    BEHAVIOR,
     FAMILIES,
     MAX_SHARE,
     MIN_SHARE,
     Concept,
     Outcomes,
     Wording,
-    behavior_wordings,
     induce_concepts,
     topic_wordings,
     wordings,
@@ -222,7 +222,7 @@ def make_concept_task(users: Users, encoder: str, seed: int = 0) -> ConceptTask:
         [question.days for question in questions],
         users.horizon_days,
     )
-    behaviors = [wording for wording in behavior_wordings(rng) if not wording.held_out]
+    behaviors = [wording for wording in wordings(BEHAVIOR, rng) if not wording.held_out]
     general = (*behaviors, *topic_wordings(rng))
     topic_wording = wording_vectors([wording.query for wording in general], encoder)
     return ConceptTask(

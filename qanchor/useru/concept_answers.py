@@ -45,8 +45,8 @@ def graded_answers(measure: str, sign: int) -> tuple[str, ...]:
     answers = []
     for grade, fact in enumerate(FACTS[measure]):
         is_true = grade >= FIRST_TRUE[measure]
-        is_yes = is_true == (sign > 0)
-        answers.append(f"{'Yes' if is_yes else 'No'}, {fact}.")
+        word = "Yes" if is_true == (sign > 0) else "No"
+        answers.append(f"{word}, {fact}.")
     return tuple(answers)
 
 
@@ -64,23 +64,21 @@ def concept_grades(
         concepts: The concepts.
         truth: From `Outcomes.truth`.
     """
-    grades = np.full(truth.shape, UNKNOWN, np.int8)
+    grades = np.zeros(truth.shape, np.int8)
     for column, concept in enumerate(concepts):
-        is_known = ~np.isnan(truth[:, column])
-        is_true = (truth[:, column] == 1).astype(np.int8)
         future, before = outcomes.amounts(events, concept)
         rate = before / outcomes.horizons
-        grade = is_true
+        grade = (truth[:, column] == 1).astype(np.int8)
         if concept.measure == "occurs":
             grade = np.searchsorted((1, A_FEW_TIMES, OFTEN), future, side="right")
         elif concept.measure in ("high", "share"):
-            grade = is_true + (future > 0)
+            grade += future > 0
         elif concept.measure == "more":
-            grade = is_true + (future >= LESS * rate)
+            grade += future >= LESS * rate
         elif concept.measure == "less":
-            grade = is_true + (future <= MORE * rate)
-        grades[is_known, column] = grade[is_known]
-    return grades
+            grade += future <= MORE * rate
+        grades[:, column] = grade
+    return np.where(np.isnan(truth), np.int8(UNKNOWN), grades)
 
 
 def past_fact(label: str, count: int, days_since: float) -> str:

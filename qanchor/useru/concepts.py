@@ -9,10 +9,12 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Num
+from numpy.random import Generator
 
 from qanchor.data.things import Thing, ThingEvents
 from qanchor.useru.topics import TOPICS
@@ -73,8 +75,9 @@ BEHAVIOR = Concept("behavior:any", "behavior", ANY_EVENT, ())
 
 def _split(name: str) -> str:
     """Return the split of a concept, by hash of its name."""
-    digest = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:4])
-    return "held_out" if digest / 2**32 < HELD_OUT_SHARE else "train"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    place = int.from_bytes(digest[:4]) / 2**32
+    return "held_out" if place < HELD_OUT_SHARE else "train"
 
 
 def induce_concepts(
@@ -91,35 +94,45 @@ def induce_concepts(
         cutoff: The earliest training cut-off.
         topics: Names of the things that belong to each topic, by the label of the topic.
     """
-    count, _, largest = events.counts(events.users.events["time"].min(), cutoff)
+    start = events.users.events["time"].min()
+    count, _, largest = events.counts(start, cutoff)
     active = count.any(1)
     share = (count[active] > 0).sum(0) / max(active.sum(), 1)
     things = events.things
     concepts = [BEHAVIOR]
     for measure in ("more", "less", "high"):
-        concepts.append(Concept(f"behavior:{measure}", "behavior", ANY_EVENT, (), measure))
-    texts = [i for i, thing in enumerate(things) if thing.kind == "text" and share[i] > 0]
-    texts = sorted(texts, key=lambda i: (-share[i], things[i].name))[:MAX_CLUSTER_TEXTS]
-    for i in texts[:MAX_TEXT_CONCEPTS]:
-        if share[i] > MIN_SHARE:
-            concepts += _of_thing(things[i], "occurs")
-        if share[i] > 0.1:
-            concepts += _of_thing(things[i], "more", "high", "share")
-        if 0.02 < share[i] < 0.7:
-            concepts += _of_thing(things[i], "first")
-    concepts += _clusters([things[i] for i in texts], vectors[texts])
-    concepts += [
-        Concept(f"topic:{label}", "topic", label, names) for label, names in topics.items()
-    ]
-    for i, thing in enumerate(things):
-        if share[i] > (0 if thing.kind == "modality" else MIN_SHARE):
-            concepts += _of_thing(thing, *MEASURES_OF_KIND.get(thing.kind, ()))
-            if thing.kind == "number":
-                if events.share_base[i]:
-                    concepts += _of_thing(thing, "share")
-                concepts += _thresholds(thing, largest[active, i])
+        concepts.append(replace(BEHAVIOR, name=f"behavior:{measure}", measure=measure))
+    texts = [row for row in np.flatnonzero(share) if things[row].kind == "text"]
+    texts.sort(key=lambda row: (-share[row], things[row].name))
+    texts = texts[:MAX_CLUSTER_TEXTS]
+    for row in texts[:MAX_TEXT_CONCEPTS]:
+        concepts += _of_text(things[row], share[row])
+    concepts += _clusters([things[row] for row in texts], vectors[texts])
+    for label, names in topics.items():
+        concepts.append(Concept(f"topic:{label}", "topic", label, names))
+    for row, thing in enumerate(things):
+        least = 0 if thing.kind == "modality" else MIN_SHARE
+        if share[row] <= least:
+            continue
+        concepts += _of_thing(thing, *MEASURES_OF_KIND.get(thing.kind, ()))
+        if thing.kind == "number":
+            if events.share_base[row]:
+                concepts += _of_thing(thing, "share")
+            concepts += _thresholds(thing, largest[active, row])
     unique = {concept.name: concept for concept in concepts}
     return tuple(replace(concept, split=_split(name)) for name, concept in unique.items())
+
+
+def _of_text(thing: Thing, share: float) -> list[Concept]:
+    """Return the concepts about a text, given the share of users that have it."""
+    concepts = []
+    if share > MIN_SHARE:
+        concepts += _of_thing(thing, "occurs")
+    if share > 0.1:
+        concepts += _of_thing(thing, "more", "high", "share")
+    if 0.02 < share < 0.7:
+        concepts += _of_thing(thing, "first")
+    return concepts
 
 
 def _of_thing(thing: Thing, *measures: str) -> list[Concept]:
@@ -133,10 +146,10 @@ def _of_thing(thing: Thing, *measures: str) -> list[Concept]:
 
 def _thresholds(thing: Thing, largest: np.ndarray) -> list[Concept]:
     """Return concepts about a large amount in a single event."""
-    concepts = []
     values = largest[largest > 0]
     if not len(values):
         return []
+    concepts = []
     for value in np.quantile(values, QUANTILES):
         threshold = float(f"{value:.2g}")
         name = f"{thing.name}>={threshold:g}"
@@ -157,9 +170,9 @@ def _clusters(texts: list[Thing], vectors: np.ndarray) -> list[Concept]:
             members = np.flatnonzero(kmeans.labels_ == cluster)
             if len(members) < 2:
                 continue
-            best = members[np.argsort(-vectors[members] @ center, kind="stable")[:2]]
-            label = " or ".join(texts[i].label for i in best)
-            names = tuple(texts[i].name for i in members)
+            order = np.argsort(-vectors[members] @ center, kind="stable")
+            label = " or ".join(texts[row].label for row in members[order[:2]])
+            names = tuple(texts[row].name for row in members)
             concepts.append(Concept(f"cluster:{n}:{label}", "cluster", label, names))
     return concepts
 
@@ -210,13 +223,13 @@ class Outcomes:
             counts = [part[rows] for part in events.counts(start, end)]
             return Window(*counts, events.days(start, end)[rows])
 
+        day = pd.Timedelta(days=1)
         first = events.users.events.groupby("user", observed=False)["time"].min()
-        tenure = ((cutoff - first) / pd.Timedelta(days=1)).to_numpy()[rows]
-        return cls(
-            window(cutoff, cutoff + pd.Timedelta(days=days)),
-            window(first.min(), cutoff),
-            np.maximum(tenure, days / 2) / days,
-        )
+        tenure = ((cutoff - first) / day).to_numpy()[rows]
+        horizons = np.maximum(tenure, days / 2) / days
+        after = window(cutoff, cutoff + days * day)
+        before = window(first.min(), cutoff)
+        return cls(after, before, horizons)
 
     def truth(
         self, events: ThingEvents, concepts: Sequence[Concept]
@@ -230,20 +243,21 @@ class Outcomes:
         out = np.zeros((len(self.horizons), len(concepts)), np.float32)
         share = events.shares(self.after.count, self.after.total)
         for column, concept in enumerate(concepts):
-            index = events.rows_of(concept.things)
+            rows = events.rows_of(concept.things)
             future, before = self.amounts(events, concept)
             if concept.measure == "share":
-                is_high = _in_upper_quarter(share[:, index].sum(1))
-                out[:, column] = np.where(self.after.days > 0, is_high, np.nan)
-            elif concept.measure == "high" and concept.threshold:
-                out[:, column] = future >= concept.threshold
-            elif concept.measure == "high":
-                out[:, column] = _in_upper_quarter(future)
+                is_high = _in_upper_quarter(share[:, rows].sum(1))
+                answer = np.where(self.after.days > 0, is_high, np.nan)
             elif concept.measure == "exceeds":
-                largest = self.after.largest[:, index].max(1, initial=0)
-                out[:, column] = largest >= concept.threshold
+                largest = self.after.largest[:, rows].max(1, initial=0)
+                answer = largest >= concept.threshold
+            elif concept.measure != "high":
+                answer = self.answer(concept.measure, future, before)
+            elif concept.threshold:
+                answer = future >= concept.threshold
             else:
-                out[:, column] = self.answer(concept.measure, future, before)
+                answer = _in_upper_quarter(future)
+            out[:, column] = answer
         return out
 
     def amounts(
@@ -260,13 +274,14 @@ class Outcomes:
         """
         if not concept.things:
             return self.after.days, self.before.days
-        index = events.rows_of(concept.things)
+        rows = events.rows_of(concept.things)
         is_sum = concept.family == "number" and concept.measure in SUMMED_MEASURES
-        amounts = []
-        for window in (self.after, self.before):
+
+        def amount(window: Window) -> np.ndarray:
             of_thing = window.total if is_sum else window.count
-            amounts.append(of_thing[:, index].sum(1))
-        return tuple(amounts)
+            return of_thing[:, rows].sum(1)
+
+        return amount(self.after), amount(self.before)
 
     def answer(self, measure: str, future: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return whether a measure is true of each user: 1, 0, or NaN if unknown.
@@ -276,7 +291,7 @@ class Outcomes:
             future: Amounts after the cut-off; users are the first axis.
             before: Amounts before the cut-off, of the same shape.
         """
-        rate = (before.T / self.horizons).T
+        rate = (before.T / self.horizons).T  # per window
         if measure == "more":
             return future > MORE * rate
         if measure == "less":
@@ -297,7 +312,7 @@ class Outcomes:
         """
         if measure == "share":
             share = events.shares(self.after.count, self.after.total)
-            share = np.where(self.after.days[:, None] > 0, share, np.nan)
+            share[self.after.days == 0] = np.nan
             unknown = np.full(len(share), np.nan)
             return np.column_stack([share, unknown])
         if measure == "exceeds":
@@ -337,7 +352,6 @@ HORIZON_WORDINGS = {
     60: "in the next two months",
     90: "in the next three months",
 }
-MAX_WORDINGS = 16  # of a concept, for each sign
 FRAME_VERBS = 14  # of staying, and as many of leaving, in each frame
 FRAME_TOPICS = 60
 WRITTEN_TIMES = 4  # how many times each hand-written question is taught: a tenth of such questions
@@ -387,36 +401,29 @@ def templates(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
     kind = concept.family if concept.things else "any"
     if (kind, concept.measure, 1) not in WORDINGS:
         kind = "thing"
+    affirming = WORDINGS[kind, concept.measure, 1]
     denying = WORDINGS.get((kind, concept.measure, -1), ())
-    return tuple(WORDINGS[kind, concept.measure, 1]), tuple(denying)
+    return tuple(affirming), tuple(denying)
 
 
 def _fill(text: str, **values) -> str:
+    """Fill a template; the time may be empty."""
     return text.format(user="user", **values).replace(" ?", "?")
 
 
-def _staying_and_leaving(rng: np.random.Generator) -> list[Wording]:
+def _staying_and_leaving(rng: Generator) -> list[Wording]:
     """Fill each frame with random verbs of staying and leaving; the signs of both multiply."""
     questions = []
     for sense in (1, -1):
         frames = WORDINGS["frame", "occurs", sense]
-        for frame in frames:
-            for verb_sense in (1, -1):
-                verbs = WORDINGS["verb", "occurs", verb_sense]
-                for verb in rng.choice(verbs, FRAME_VERBS, replace=False):
-                    query = _fill(frame, v=verb, when=rng.choice(NEXT))
-                    is_last = frame == frames[-1]
-                    questions.append(Wording(query, "occurs", sense * verb_sense, 0, is_last))
+        for frame, verb_sense in product(frames, (1, -1)):
+            verbs = WORDINGS["verb", "occurs", verb_sense]
+            sign = sense * verb_sense
+            is_last = frame == frames[-1]
+            for verb in rng.choice(verbs, FRAME_VERBS, replace=False):
+                query = _fill(frame, v=verb, when=rng.choice(NEXT))
+                questions.append(Wording(query, "occurs", sign, 0, is_last))
     return questions
-
-
-def behavior_wordings(rng: np.random.Generator) -> list[Wording]:
-    """Return questions about any event, including staying and leaving; they fit any data set.
-
-    Args:
-        rng: Random generator that chooses verbs and times.
-    """
-    return wordings(BEHAVIOR, rng)
 
 
 # hand-written questions that deny, or ask how much
@@ -427,7 +434,7 @@ DENIES_OR_MEASURES = re.compile(
 )
 
 
-def topic_wordings(rng: np.random.Generator) -> list[Wording]:
+def topic_wordings(rng: Generator) -> list[Wording]:
     """Return questions about everyday topics, in affirmative, negated and quantitative frames.
 
     They are independent of the data set and only teach the sign and the measure of a question.
@@ -443,18 +450,20 @@ def topic_wordings(rng: np.random.Generator) -> list[Wording]:
     for (kind, measure, sense), frames in WORDINGS.items():
         if kind != "frame":
             continue
-        for frame in frames:
-            for topic in topics:
-                when = rng.choice(NEXT)
-                query = _fill(frame, v=topic, when=when, n=rng.choice(AMOUNTS))
-                questions.append(Wording(query, measure, sense, 0, False))
+        for frame, topic in product(frames, topics):
+            when = rng.choice(NEXT)
+            query = _fill(frame, v=topic, when=when, n=rng.choice(AMOUNTS))
+            questions.append(Wording(query, measure, sense, 0, False))
     # what people are said to be, as in "Is this user price-conscious?", affirms without a verb
-    written = [text.format(user="user") for topic in TOPICS for text in topic.questions]
-    affirmed = [text for text in written if not DENIES_OR_MEASURES.search(text)]
-    return questions + WRITTEN_TIMES * [Wording(text, "occurs", 1, 0, False) for text in affirmed]
+    written = []
+    for topic in TOPICS:
+        for text in topic.questions:
+            if not DENIES_OR_MEASURES.search(text):
+                written.append(Wording(text.format(user="user"), "occurs", 1, 0, False))
+    return questions + WRITTEN_TIMES * written
 
 
-def wordings(concept: Concept, rng: np.random.Generator) -> list[Wording]:
+def wordings(concept: Concept, rng: Generator) -> list[Wording]:
     """Return questions about a concept.
 
     Args:
@@ -464,15 +473,15 @@ def wordings(concept: Concept, rng: np.random.Generator) -> list[Wording]:
     questions = []
     value = f"{concept.threshold:g}"
     for sign, texts in zip((1, -1), templates(concept), strict=True):
-        for place, text in enumerate(texts[:MAX_WORDINGS]):
+        for text in texts:
             days = 0
             when = rng.choice(NEXT)
             if "{when}" in text and rng.random() < 0.3:
                 days = int(rng.choice(list(HORIZON_WORDINGS)))
                 when = HORIZON_WORDINGS[days]
             query = _fill(text, t=concept.label, v=value, verb=rng.choice(VERBS), when=when)
-            held_out = place == len(texts) - 1
-            questions.append(Wording(query, concept.measure, sign, days, held_out))
+            is_last = text == texts[-1]
+            questions.append(Wording(query, concept.measure, sign, days, is_last))
     if concept.measure == "occurs" and not concept.things:
         questions += _staying_and_leaving(rng)
     return questions

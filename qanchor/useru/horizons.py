@@ -37,11 +37,19 @@ def query_horizon(query: str, horizon_days: int) -> int:
         >>> query_horizon("Will this user travel once a week?", 30)
         30
     """
-    query = RATE.sub("", query)
-    counted = re.findall(r"\b([1-9]\d{0,2})[ -](day|week|month)s?\b", query)
-    named = [int(many) * DAYS[unit] for many, unit in counted]
-    named += [days for days, words in LENGTHS.items() if re.search(rf"\b{words}\b", query)]
+    named = _named_days(RATE.sub("", query))
     if not named:
         return horizon_days
     horizons = (max(1, horizon_days * 7 // 30), horizon_days, 3 * horizon_days)
-    return min(horizons, key=lambda days: abs(np.log(days / named[0])))
+    return min(horizons, key=lambda days: abs(np.log(days / named)))
+
+
+def _named_days(query: str) -> int:
+    """Return the length of time that a question names, in days; 0 if it names none."""
+    counted = re.search(r"\b([1-9]\d{0,2})[ -](day|week|month)s?\b", query)
+    if counted:
+        return int(counted[1]) * DAYS[counted[2]]
+    for days, words in LENGTHS.items():
+        if re.search(rf"\b{words}\b", query):
+            return days
+    return 0

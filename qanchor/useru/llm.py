@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,10 +74,10 @@ class ChatClient:
         try:
             return parse(first_json(reply))
         except ValueError as error:
-            self.counts["repairs"] += 1
-            repair = {"role": "user", "content": REPAIR_PROMPT.format(why=error)}
-        answer = {"role": "assistant", "content": reply}
-        return parse(first_json(self._reply([*messages, answer, repair])))
+            repair = REPAIR_PROMPT.format(why=error)
+        self.counts["repairs"] += 1
+        more = [{"role": "assistant", "content": reply}, {"role": "user", "content": repair}]
+        return parse(first_json(self._reply(messages + more)))
 
     def _reply(self, messages: list[dict]) -> str:
         """Return the model's reply, from disk if the same request was answered before."""
@@ -110,13 +110,12 @@ class ChatClient:
         except (APIError, ValueError, AttributeError, IndexError, TypeError) as error:
             raise ChatClientError(self._failure_message(error)) from error
         usage = completion.usage
-        if usage is None:
-            tokens_in = request_chars // CHARS_PER_TOKEN
-            tokens_out = len(text) // CHARS_PER_TOKEN
+        if usage:
+            self.counts["tokens_in"] += usage.prompt_tokens
+            self.counts["tokens_out"] += usage.completion_tokens
         else:
-            tokens_in = usage.prompt_tokens
-            tokens_out = usage.completion_tokens
-        self.counts.update(tokens_in=tokens_in, tokens_out=tokens_out)
+            self.counts["tokens_in"] += request_chars // CHARS_PER_TOKEN
+            self.counts["tokens_out"] += len(text) // CHARS_PER_TOKEN
         # half of a surrogate pair could be neither stored nor sent back
         return replace_surrogates(text)
 
@@ -287,7 +286,8 @@ def generate_pairs(
     except TokenBudgetExceeded as error:
         stopped = str(error)
     result = pairs.loc[sorted(worded)].copy()
-    result[["query", "answer"]] = [worded[row] for row in result.index] if worded else None
+    if worded:
+        result[["query", "answer"]] = [worded[row] for row in result.index]
     report = {"model": model, "samples": done, **chat.counts, "stopped": stopped}
     result.attrs["synthesis"] = report | {"kept": len(result), "dropped": dict(dropped)}
     return result
@@ -296,34 +296,35 @@ def generate_pairs(
 def _word_pair(chat: ChatClient, pair, events: pd.DataFrame, unit: str) -> tuple[str, str]:
     """Request a question, an answer with evidence, and a check of both."""
 
-    def ask(shown: list[str], task: str, step: str, parse: Callable):
+    def ask(step: str, head: str, rows: Iterable[str], task: str, parse: Callable):
         messages = [
             {"role": "system", "content": RULES.format(unit=unit)},
-            {"role": "user", "content": "\n".join([*shown, "", task])},
+            {"role": "user", "content": "\n".join([head, *rows, "", task])},
         ]
         try:
             return chat.ask(messages, parse)
         except ValueError as error:
             raise _Dropped(f"{step}: malformed") from error
 
-    what = f"Rows: what this {unit} did"
+    days = pair.horizon_days
     day = f"{pair.cutoff:%Y-%m-%d}"
     # only the past is shown, because the question becomes an input of the model
     past = number_rows(events[events["time"] < pair.cutoff])
-    task = QUERY_PROMPT.format(query=pair.query, unit=unit, days=pair.horizon_days)
-    query = ask([f"{what} before {day}.", *past], task, "query", _query)
-    end = pair.cutoff + pd.Timedelta(days=pair.horizon_days)
+    head = f"Rows: what this {unit} did before {day}."
+    task = QUERY_PROMPT.format(query=pair.query, unit=unit, days=days)
+    query = ask("query", head, past, task, _query)
+    end = pair.cutoff + pd.Timedelta(days=days)
     rows = number_rows(events[events["time"].between(pair.cutoff, end, "left")])
-    head = f"{what} in the {pair.horizon_days} days from {day}."
+    head = f"Rows: what this {unit} did in the {days} days from {day}."
     start = pair.answer.split(",")[0]
     task = ANSWER_PROMPT.format(query=query, fact=pair.answer, start=start, most=MAX_EVIDENCE)
-    answer, evidence = ask([head, *rows], task, "answer", lambda reply: _answer(reply, start))
-    proof = [head, *(_find_quote(rows, quote) for quote in evidence)]
+    answer, evidence = ask("answer", head, rows, task, lambda reply: _answer(reply, start))
+    proof = [_find_quote(rows, quote) for quote in evidence]
     is_true = pair.grade >= FIRST_TRUE[pair.measure]
     if is_true and not evidence and pair.measure != "less":
         raise _Dropped("evidence: none")
     task = SUPPORT_PROMPT.format(old=pair.query, fact=pair.answer, query=query, answer=answer)
-    if not ask(proof, task, "reflection", _is_supported):
+    if not ask("reflection", head, proof, task, _is_supported):
         raise _Dropped("reflection: not supported")
     return query, answer
 
@@ -340,10 +341,10 @@ def number_rows(events: pd.DataFrame) -> dict[str, str]:
     plain = events.reindex(columns=["time", "modality", "text", "amount"])
     for name in ("text", "modality"):
         plain[name] = plain[name].astype(str).map(_one_line)
-    table = plain.groupby(["modality", "text"], as_index=False).agg(
-        n=("time", "size"), first=("time", "min"), last=("time", "max"), spent=("amount", "sum")
-    )
-    table = table.sort_values(["last", "modality", "text"], ascending=[False, True, True])
+    kinds = plain.groupby(["modality", "text"])
+    table = kinds["time"].agg(n="size", first="min", last="max")
+    table["spent"] = kinds["amount"].sum()
+    table = table.reset_index().sort_values("last", ascending=False, kind="stable")
     rows = {}
     chars = MAX_PROMPT_CHARS
     for number, row in enumerate(table.itertuples(), 1):
