@@ -120,12 +120,10 @@ class ThingEvents:
         self.index = {thing.name: row for row, thing in enumerate(self.things)}
         if share_bases is None:
             share_bases = _find_share_bases(past, users.numbers, self.main_number)
-        bases = [share_bases.get(thing.name, "events") for thing in self.things]
-        self.share_base = np.array(list(map(SHARE_BASES.index, bases)))
+        bases = [share_bases.get(name, "events") for name in self.index]
+        self.share_base = np.array([SHARE_BASES.index(base) for base in bases])
         self.main_row = self.index.get(f"number:{self.main_number}", -1)
-        self.modality_rows = [
-            row for row, thing in enumerate(self.things) if thing.kind == "modality"
-        ]
+        self.modality_rows = self.rows_of(f"modality:{name}" for name in users.modalities)
         self.rows = self._event_things()
 
     def amounts(self) -> np.ndarray:
@@ -144,31 +142,34 @@ class ThingEvents:
 
     def _rows_of(self, kind: str, names: Iterable[str]) -> np.ndarray:
         """Return the row of each thing (-1 if unknown), with a final -1 for empty cells."""
-        return np.array([*(self.index.get(f"{kind}:{name}", -1) for name in names), -1])
+        rows = [self.index.get(f"{kind}:{name}", -1) for name in names]
+        return np.array([*rows, -1])
 
     def _event_things(self) -> dict[str, np.ndarray]:
         """Return one row per (event, thing): user, thing, time and amount."""
         events = self.users.events
-        user = events["user"].cat.codes.to_numpy(np.int64)
-        time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)
         amount = self.amounts()
-        parts = []
-
-        def add(thing: np.ndarray, value: np.ndarray) -> None:
-            at = np.flatnonzero(thing >= 0)
-            parts.append((user[at], thing[at], time[at], value[at]))
-
+        columns = []  # the thing of each event (-1 for none), and its value
         for kind in ("text", "modality"):
             cells = events[kind].cat
             rows = self._rows_of(kind, cells.categories)
-            add(rows[cells.codes.to_numpy()], amount)  # code -1 of an empty cell: the last row
+            columns.append((rows[cells.codes], amount))  # code -1 of an empty cell: the last row
         for column in self.users.numbers:
             values = np.nan_to_num(events[column].to_numpy(float))
-            add(np.where(values != 0, self.index[f"number:{column}"], -1), values)
-        add(self._rows_of("time", PART_OF_HOUR)[events["time"].dt.hour], amount)
-        add(self._rows_of("time", PART_OF_WEEKDAY)[events["time"].dt.day_of_week], amount)
-        columns = zip(("user", "thing", "time", "value"), zip(*parts, strict=True), strict=True)
-        return {name: np.concatenate(part) for name, part in columns}
+            row = self.index[f"number:{column}"]
+            columns.append((np.where(values != 0, row, -1), values))
+        hours = self._rows_of("time", PART_OF_HOUR)
+        columns.append((hours[events["time"].dt.hour], amount))
+        weekdays = self._rows_of("time", PART_OF_WEEKDAY)
+        columns.append((weekdays[events["time"].dt.day_of_week], amount))
+        user = events["user"].cat.codes.to_numpy(np.int64)
+        time = events["time"].to_numpy().astype("datetime64[s]").astype(np.int64)
+        parts = []
+        for thing, value in columns:
+            part = pd.DataFrame({"user": user, "thing": thing, "time": time, "value": value})
+            parts.append(part[thing >= 0])
+        table = pd.concat(parts)
+        return {name: table[name].to_numpy() for name in table}
 
     def days(self, start, end) -> np.ndarray:
         """Count the days of a window on which each user had any event.
@@ -182,8 +183,9 @@ class ThingEvents:
         """
         events = self.users.events
         inside = events[events["time"].between(start, end, inclusive="left")]
+        user = inside["user"].cat.codes
         day = (inside["time"] - pd.Timestamp(end)) // pd.Timedelta(days=1)
-        days = pd.DataFrame({"user": inside["user"].cat.codes, "day": day}).drop_duplicates()
+        days = pd.DataFrame({"user": user, "day": day}).drop_duplicates()
         return np.bincount(days["user"], minlength=len(self.users))
 
     def counts(self, start, end) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -197,16 +199,16 @@ class ThingEvents:
             Number of events, sum and maximum of their values, each of shape (user, thing).
         """
         time = self.rows["time"]
-        inside = (time >= pd.Timestamp(start).timestamp()) & (time < pd.Timestamp(end).timestamp())
-        shape = (len(self.users), len(self.things))
-        key = self.rows["user"][inside] * shape[1] + self.rows["thing"][inside]
+        is_late = time >= pd.Timestamp(start).timestamp()
+        inside = is_late & (time < pd.Timestamp(end).timestamp())
         value = self.rows["value"][inside]
-        size = shape[0] * shape[1]
-        count = np.bincount(key, minlength=size).reshape(shape)
-        total = np.bincount(key, value, minlength=size).reshape(shape)
-        largest = np.zeros(size)
-        np.maximum.at(largest, key, value)
-        return count, total, largest.reshape(shape)
+        shape = (len(self.users), len(self.things))
+        cell = self.rows["user"][inside] * shape[1] + self.rows["thing"][inside]
+        count = np.bincount(cell, minlength=shape[0] * shape[1])
+        total = np.bincount(cell, value, len(count))
+        largest = np.zeros(len(count))
+        np.maximum.at(largest, cell, value)
+        return count.reshape(shape), total.reshape(shape), largest.reshape(shape)
 
     def shares(self, count: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Return the share of each thing in what each user did, 0 to 1.
@@ -218,7 +220,8 @@ class ThingEvents:
         events = count[:, self.modality_rows].sum(1, keepdims=True)
         bases = [events, events, events]
         if self.main_row >= 0:
-            bases[1:] = count[:, [self.main_row]], total[:, [self.main_row]]
+            bases[1] = count[:, [self.main_row]]
+            bases[2] = total[:, [self.main_row]]
         return share_of_bases(self.share_base[None], count, total, bases)
 
 
@@ -247,16 +250,15 @@ def _find_share_bases(past: pd.DataFrame, numbers: tuple[str, ...], main: str) -
     if not main:
         return bases
     for column in numbers:
-        known = past[column][past[column].fillna(0) != 0]
-        if column == main or known.empty:
+        if column == main:
             continue
-        if known.between(0, 1).all() and known.min() < 1:
+        known = past.loc[past[column].fillna(0) != 0, [column, main]]
+        values = known[column]
+        positive = known[(values > 0) & (known[main] > 0)]
+        is_part = (positive[column] <= positive[main]).mean()
+        if values.between(0, 1).all() and values.min() < 1:
             bases[f"number:{column}"] = "occasions"
-            continue
-        amount = past[main][known.index]
-        pairs = (known > 0) & (amount > 0)
-        is_part = (known <= amount)[pairs].mean()
-        if pairs.mean() >= MIN_PART and is_part >= MIN_PART:
+        elif len(positive) / max(len(known), 1) >= MIN_PART and is_part >= MIN_PART:
             bases[f"number:{column}"] = "amount"
     return bases
 
@@ -278,20 +280,25 @@ def _list_things(users: Users, past: pd.DataFrame) -> tuple[Thing, ...]:
         return plain_label(users.words.get(name) or name)
 
     things = []
+
+    def add(kind: str, name: str, words: str, modality: str = "", alias: str = "") -> None:
+        things.append(Thing(f"{kind}:{name}", kind, words, modality, alias))
+
     for text in sorted(counts.index):
-        things.append(Thing(f"text:{text}", "text", label(text), modality[text]))
+        add("text", text, label(text), modality[text])
     for name in users.modalities:
-        things.append(Thing(f"modality:{name}", "modality", label(name), name))
-    for column in users.numbers:  # people ask what was spent, whatever the column is called
+        add("modality", name, label(name), name)
+    for column in users.numbers:
         words = label(column)
-        alias = "" if MONEY_WORDS.isdisjoint(words.split()) else f"{words} spent"
-        things.append(Thing(f"number:{column}", "number", words, alias=alias))
+        is_money = not MONEY_WORDS.isdisjoint(words.split())
+        # people ask what was spent, whatever the column is called
+        add("number", column, words, alias=f"{words} spent" if is_money else "")
+    times = WEEK_PARTS
     if (past["time"].dt.normalize() != past["time"]).any():
-        for name in DAY_PARTS:
-            things.append(Thing(f"time:{name}", "time", name))
-    for name in WEEK_PARTS:
-        things.append(Thing(f"time:{name}", "time", name))
+        times = DAY_PARTS + WEEK_PARTS
+    for name in times:
+        add("time", name, name)
     for column in users.tabular.columns:
-        words = (users.words.get(column) or column).replace(".", " ")
-        things.append(Thing(f"attribute:{column}", "attribute", plain_label(words)))
+        words = users.words.get(column) or column
+        add("attribute", column, plain_label(words.replace(".", " ")))
     return tuple(things)

@@ -210,14 +210,13 @@ class Users:
         Raises:
             KeyError: An id is unknown.
         """
-        wanted = {str(user) for user in ids}
-        missing = sorted(wanted - set(self.ids))
+        selected = sorted({str(user) for user in ids})
+        missing = sorted(set(selected) - set(self.ids))
         if missing:
             raise KeyError(
                 f"User {missing[0]!r} is not among the {len(self):,} of {self.name}."
                 " Choose ids from `users.ids`."
             )
-        selected = sorted(wanted)
         events = self.events[self.events["user"].isin(selected)]
         user = events["user"].cat.set_categories(selected)
         return replace(
@@ -282,14 +281,15 @@ class Users:
             "users": self.tabular.reset_index(),
             "labels": self.labels.reset_index(),
         }
+        has_all_ids = self.events["user"].nunique() == len(self)
+        options = {"index": False, "compression": "zstd", "compression_level": 19}
         for stem, frame in frames.items():
             path = folder / f"{stem}.parquet"
-            tells_ids = stem == "users" and set(self.ids) > set(frames["events"]["user"])
-            if frame.shape[1] == 1 and not tells_ids:  # no facts or labels
-                path.unlink(missing_ok=True)  # left from an earlier save
-            else:
-                options = {"index": False, "compression": "zstd", "compression_level": 19}
+            tells_ids = stem == "users" and not has_all_ids
+            if frame.shape[1] > 1 or tells_ids:
                 atomic_write(path, partial(frame.to_parquet, **options))
+            else:  # no facts or labels
+                path.unlink(missing_ok=True)  # left from an earlier save
         about = {
             "name": self.name,
             "unit": self.unit,

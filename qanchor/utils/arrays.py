@@ -66,5 +66,5 @@ class LRUCache(OrderedDict):
     def __setitem__(self, key, value) -> None:
         OrderedDict.__setitem__(self, key, value)
         self.move_to_end(key)
-        while len(self) > self.limit:
+        if len(self) > self.limit:
             del self[next(iter(self))]

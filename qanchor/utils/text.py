@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 IRREGULAR_PLURALS = {"child": "children", "person": "people"}
-VOWELS = "aeiou"
 
 
 def plural(noun: str) -> str:
@@ -23,11 +24,10 @@ def plural(noun: str) -> str:
     """
     for singular, irregular in IRREGULAR_PLURALS.items():
         if noun.lower().endswith(singular):
-            return noun[: len(noun) - len(singular) + 1] + irregular[1:]
-    ending = noun.lower()
-    if ending.endswith("y") and ending[-2:-1] not in ("", *VOWELS):
+            return noun[: 1 - len(singular)] + irregular[1:]
+    if re.search("[^aeiou]y$", noun, re.IGNORECASE):
         return f"{noun[:-1]}ies"
-    if ending.endswith(("s", "x", "z", "ch", "sh")):
+    if re.search("(s|x|z|ch|sh)$", noun, re.IGNORECASE):
         return f"{noun}es"
     return f"{noun}s"
 
@@ -45,12 +45,10 @@ def has_words(texts: pd.Series, words: str) -> pd.Series:
         >>> has_words(texts, "shoe RED").tolist(), has_words(texts, " ").tolist()
         ([True, False, False], [False, False, False])
     """
-    wanted = words.casefold().split()
-    found = []
-    for text in texts.cat.categories:
-        if wanted and all(word in text.casefold() for word in wanted):
-            found.append(text)
-    return texts.isin(found)
+    found = texts.cat.categories
+    for word in words.casefold().split():
+        found = found[found.str.casefold().str.contains(word, regex=False)]
+    return texts.isin(found if words.strip() else [])
 
 
 def count(n: int, noun: str) -> str:
