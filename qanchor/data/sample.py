@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import prod, sqrt
 
 import numpy as np
 import pandas as pd
+from numpy.random import Generator
 from scipy.special import expit
 
 from qanchor.data.users import Users
@@ -43,7 +45,7 @@ TEXT_TEMPLATES = {  # by modality; every text names a thing or an app of its the
 }
 
 
-UserTraits = dict[str, np.ndarray]  # standard normal value of each trait, (user,)
+UserTraits = np.ndarray  # one row per user, one named field per trait; standard normal values
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def parse_weights(field: str) -> dict[str, float]:
 
 @cache
 def themes() -> tuple[Theme, ...]:
-    """Return the themes of the sample data, each with its texts.
+    """Return the themes of the sample data, each with its texts: first those of `TASKS`, in order.
 
     Example:
         >>> themes()[0].texts["app"][0]
@@ -105,28 +107,28 @@ def themes() -> tuple[Theme, ...]:
     """
     result = []
     for row in read_table("sample_themes"):
+        things = row["things"].split(", ")
+        apps = row["apps"].split(", ")
         weight = parse_weights(row["modalities"])
         texts = {}
         for modality in weight:
             filled = []
-            for template in TEXT_TEMPLATES[modality]:
-                for thing in row["things"].split(", "):
-                    for app in row["apps"].split(", "):
-                        filled.append(template.format_map(row | {"thing": thing, "app": app}))
+            for template, thing, app in product(TEXT_TEMPLATES[modality], things, apps):
+                filled.append(template.format_map(row | {"thing": thing, "app": app}))
             texts[modality] = tuple(dict.fromkeys(filled))
         load = parse_weights(row["traits"])
         result.append(Theme(row["theme"], weight, load, float(row["price"]), texts))
     return tuple(result)
 
 
-TASK_ROWS = read_table("sample_tasks")
 TRAITS = {}  # trait -> its loading on each of the four common causes
 for trait, *shares in map(dict.values, read_table("sample_traits")):
     TRAITS[trait] = tuple(map(float, shares))
 TASKS = {}  # task -> constant of the logit, weights of its traits (the main one first)
-for row in TASK_ROWS:
+QUERIES = {}  # task -> its question; `{user}`: the unit
+for row in read_table("sample_tasks"):
     TASKS[row["task"]] = (float(row["constant"]), parse_weights(row["terms"]))
-QUERIES = {row["task"]: row["query"] for row in TASK_ROWS}  # `{user}`: the unit
+    QUERIES[row["task"]] = row["query"]
 
 
 def _carriers(task: str) -> tuple[str, ...]:
@@ -134,12 +136,11 @@ def _carriers(task: str) -> tuple[str, ...]:
     modalities = set()
     for theme in themes():
         if theme.name == task or theme.load.get(main_trait, 0) >= 0.6:
-            modalities |= set(theme.weight)
-    return tuple(modality for modality in MODALITIES if modality in modalities)
+            modalities.update(theme.weight)
+    return tuple(sorted(modalities, key=MODALITIES.index))
 
 
-# task -> modalities with events that reveal its main trait
-CARRIERS: dict[str, tuple[str, ...]] = {task: _carriers(task) for task in TASKS}
+CARRIERS = {task: _carriers(task) for task in TASKS}  # modalities that reveal its main trait
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class GroundTruth:
     """The latent state of the generated users, one row per user.
 
     Args:
-        traits: Standard normal value of each trait, (user,).
+        traits: Standard normal values, one field per trait, (user,).
         p: Probability of each task, (user, task).
         label: Whether each task comes true, bool (user, task).
         missing: Whether a modality has no events, bool (user, modality).
@@ -187,19 +188,18 @@ def make_sample_users(n: int = 2000, seed: int = 0) -> Users:
     """
     truth = _truth(n, seed)
     rng = np.random.default_rng([seed, 1])
-    # draw outcomes for each month of the history; the labels are those of the month after it
-    months = [rng.random(truth.p.shape) < truth.p for _ in range(HISTORY_DAYS // MONTH)]
-    months.append(truth.label)
+    # outcomes of each month of the history, then the labels: those of the month after it
+    history = rng.random((HISTORY_DAYS // MONTH, *truth.p.shape)) < truth.p
+    months = [*history, truth.label]
     noise = 0.3 * rng.standard_normal((len(EVENT_RATES), n))
-    parts = []
-    for place, row in enumerate(noise):
-        parts.append(_emit(rng, place, truth, months, row))
+    parts = [_emit(rng, place, truth, months, row) for place, row in enumerate(noise)]
+    labels = pd.DataFrame(truth.label.astype(float), index=_ids(n), columns=list(TASKS))
     return Users.from_events(
         pd.concat(parts, ignore_index=True),
         START + pd.Timedelta(days=HISTORY_DAYS),
         name="world",
         tabular=_facts(rng, truth),
-        labels=pd.DataFrame(truth.label.astype(float), columns=list(TASKS), index=_ids(n)),
+        labels=labels,
         modalities=MODALITIES,
     )
 
@@ -226,8 +226,9 @@ def sample_ground_truth(n: int = 2000, seed: int = 0) -> pd.DataFrame:
     frame = pd.DataFrame(truth.traits, index=_ids(n)).add_prefix("trait.")
     frame[[f"p.{name}" for name in TASKS]] = truth.p
     frame = frame.round(4)
-    frame["lies"] = [MODALITIES[place] if place >= 0 else "" for place in truth.lies]
-    frame["missing"] = [";".join(np.array(MODALITIES)[row]) for row in truth.missing]
+    names = np.array([*MODALITIES, ""])  # "" at -1, for users without a lie
+    frame["lies"] = names[truth.lies]
+    frame["missing"] = [";".join(names[:-1][row]) for row in truth.missing]
     return frame
 
 
@@ -239,103 +240,107 @@ def _truth(n: int, seed: int) -> GroundTruth:
     if n < 1:
         raise ValueError(f"n is {n}. Choose at least 1 user.")
     rng = np.random.default_rng([seed, 0])
-    share = np.array(list(TRAITS.values()))
-    own = np.sqrt(1 - (share**2).sum(axis=1))
-    causes = rng.standard_normal((n, share.shape[1]))
-    values = causes @ share.T + own * rng.standard_normal((n, len(TRAITS)))
-    traits = dict(zip(TRAITS, values.T, strict=True))
-    p = np.stack([expit(_logit(traits, *task)) for task in TASKS.values()], axis=1)
+    loadings = np.array(list(TRAITS.values()))
+    causes = rng.standard_normal((n, loadings.shape[1]))
+    noise = rng.standard_normal((n, len(TRAITS)))
+    noise_spread = np.sqrt(1 - (loadings**2).sum(axis=1))
+    values = causes @ loadings.T + noise_spread * noise
+    traits = np.rec.fromarrays(values.T, names=list(TRAITS))
+    logits = [_logit(traits, *task) for task in TASKS.values()]
+    p = expit(np.stack(logits, axis=1))
     missing = rng.random((n, len(MODALITIES))) < MISSING_SHARE
     # every user keeps at least two modalities of events
     missing[missing[:, :-1].sum(axis=1) > 3] = False
+    users = np.arange(n)
     is_lying = rng.random(n) < LYING_SHARE
-    lies = np.where(is_lying, rng.integers(0, len(EVENT_RATES), n), -1)
-    lies[(lies >= 0) & missing[np.arange(n), lies]] = -1
-    donor = (np.arange(n) + rng.integers(1, max(n, 2), n)) % n
-    return GroundTruth(traits, p, rng.random(p.shape) < p, missing, lies, donor)
+    modality = rng.integers(0, len(EVENT_RATES), n)
+    lies = np.where(is_lying & ~missing[users, modality], modality, -1)
+    donor = (users + rng.integers(1, max(n, 2), n)) % n
+    label = rng.random(p.shape) < p
+    return GroundTruth(traits, p, label, missing, lies, donor)
 
 
 def _logit(traits: UserTraits, constant: float, terms: dict[str, float]) -> np.ndarray:
-    logit = np.full(len(traits["activity"]), float(constant))
+    """Return a constant plus weighted traits; a term such as "music*wealth" is a product."""
+    logit = np.full_like(traits["activity"], constant)
     for term, weight in terms.items():
         logit += weight * prod(traits[trait] for trait in term.split("*"))
     return logit
 
 
-def _facts(rng: np.random.Generator, truth: GroundTruth) -> pd.DataFrame:
+def _facts(rng: Generator, truth: GroundTruth) -> pd.DataFrame:
     """Generate the facts: noisy views of traits, NaN for users whose `tabular` is missing."""
-    n = len(truth.p)
-    frame = {}
+    frame = pd.DataFrame(index=_ids(len(truth.p)))
     for row in read_table("sample_facts"):
         weights = parse_weights(row["traits"])
         noise = sqrt(1 - sum(weight**2 for weight in weights.values()))
-        standard = _logit(truth.traits, 0, weights) + noise * rng.standard_normal(n)
+        signal = _logit(truth.traits, 0, weights)
+        standard = signal + noise * rng.standard_normal(len(signal))
         value = float(row["mean"]) + float(row["spread"]) * standard
-        value = np.maximum(value, 0).round(1)
-        value[truth.missing[:, -1]] = np.nan
-        frame[row["fact"]] = value
-    return pd.DataFrame(frame, index=_ids(n))
+        frame[row["fact"]] = np.maximum(value, 0).round(1)
+    frame.loc[truth.missing[:, -1]] = np.nan
+    return frame
 
 
 def _emit(
-    rng: np.random.Generator,
-    place: int,
-    truth: GroundTruth,
-    months: list,
-    noise: np.ndarray,
+    rng: Generator, place: int, truth: GroundTruth, months: list, noise: np.ndarray
 ) -> pd.DataFrame:
     """Generate the events of one modality for all users."""
     modality = MODALITIES[place]
     n = len(truth.p)
     source = np.where(truth.lies == place, truth.donor, np.arange(n))
     has_events = ~truth.missing[:, place]
-    traits = {name: values[source] for name, values in truth.traits.items()}
+    traits = truth.traits[source]
     rate = EVENT_RATES[modality] * np.exp(0.25 * traits["activity"] + noise)
     user = np.repeat(np.arange(n), rng.poisson(rate * has_events))
-    parts = [(user, _choose(rng, modality, traits, user), _days(rng, user, traits))]
-    for number, theme in enumerate(themes()):
-        if theme.name not in TASKS or modality not in theme.weight:
+    theme = _choose(rng, modality, traits, user)
+    day = _days(rng, user, traits)
+    parts = [(user, theme, day)]
+    for number, name in enumerate(TASKS):
+        if modality not in themes()[number].weight:
             continue
-        task = list(TASKS).index(theme.name)
-        more = 2.0 if theme.name in FREQUENT_TASKS else 0.4
+        more = 2.0 if name in FREQUENT_TASKS else 0.4
         for month, outcome in enumerate(months):
-            true = np.flatnonzero(outcome[source, task] & has_events)
-            true = np.repeat(true, 1 + rng.poisson(more, len(true)))
-            day = month * MONTH + rng.integers(0, MONTH, len(true))
-            parts.append((true, np.full(len(true), number), day))
-    user, theme, day = (np.concatenate(part) for part in zip(*parts, strict=True))
+            true = np.flatnonzero(outcome[source, number] & has_events)
+            user = np.repeat(true, 1 + rng.poisson(more, len(true)))
+            theme = np.full(len(user), number)
+            day = month * MONTH + rng.integers(0, MONTH, len(user))
+            parts.append((user, theme, day))
+    user, theme, day = np.concatenate(parts, axis=1)
     return _write(rng, modality, traits, user, theme, day)
 
 
-def _choose(
-    rng: np.random.Generator, modality: str, traits: UserTraits, user: np.ndarray
-) -> np.ndarray:
+def _choose(rng: Generator, modality: str, traits: UserTraits, user: np.ndarray) -> np.ndarray:
     """Draw a theme for each event: softmax of the user's traits over the modality's themes."""
     numbers = []
     odds = []
     for number, theme in enumerate(themes()):
         if modality in theme.weight and theme.name not in TASKS:
             numbers.append(number)
-            strength = TRAIT_STRENGTH * _logit(traits, 0, theme.load)
-            odds.append(np.exp(np.log(theme.weight[modality]) + strength))
-    share = np.cumsum(odds, axis=0).T
+            preference = TRAIT_STRENGTH * _logit(traits, 0, theme.load)
+            odds.append(np.exp(np.log(theme.weight[modality]) + preference))
+    total = np.cumsum(odds, axis=0).T
+    share = total / total[:, -1:]
     # user i's cumulative shares lie in (i, i + 1], so that one search serves all users
-    share = share / share[:, -1:] + np.arange(len(share))[:, None]
+    share += np.arange(len(share))[:, None]
     position = np.searchsorted(share.ravel(), user + rng.random(len(user)))
-    choice = np.clip(position - user * len(numbers), 0, len(numbers) - 1)
-    return np.array(numbers)[choice]
+    choice = position - user * len(numbers)
+    return np.array(numbers)[choice.clip(0, len(numbers) - 1)]
 
 
-def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
+def _days(rng: Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
     """Draw the day of each event: frequency follows `trend`, weekends `social`; some are bursts."""
     n = len(user)
     slope = 0.9 * np.tanh(0.7 * traits["trend"])[user]
     r = rng.random(n)
-    x = 2 * r / (1 - slope + np.sqrt((1 - slope) ** 2 + 4 * slope * r))  # linear density
+    start = 1 - slope
+    x = 2 * r / (start + np.sqrt(start**2 + 4 * slope * r))  # linear density
     day = np.minimum(DAYS * x, DAYS - 1).astype(int)
-    moved = rng.random(n) < 0.4 * expit(1.5 * traits["social"][user])
-    weekend = np.minimum(day - day % 7 + rng.integers(5, 7, n), DAYS - 1)
-    day = np.where(moved & (day % 7 < 5), weekend, day)
+    is_moved = rng.random(n) < 0.4 * expit(1.5 * traits["social"][user])
+    weekday = day % 7
+    weekend = day - weekday + rng.integers(5, 7, n)
+    weekend = np.minimum(weekend, DAYS - 1)
+    day = np.where(is_moved & (weekday < 5), weekend, day)
     is_burst = rng.random(n) < 0.15
     same_user = user[1:] == user[:-1]
     burst = np.flatnonzero(is_burst[1:] & same_user) + 1
@@ -343,34 +348,40 @@ def _days(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.
     return day
 
 
-def _minutes(rng: np.random.Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
+def _minutes(rng: Generator, user: np.ndarray, traits: UserTraits) -> np.ndarray:
     """Draw the minute of the day: the trait `night` makes it late, the trait `routine` early."""
     n = len(user)
-    night = rng.random(n) < expit(1.1 * traits["night"][user] - 2.2)
-    early = rng.random(n) < expit(0.7 * traits["routine"][user] - 1.2)
+    is_late = rng.random(n) < expit(1.1 * traits["night"][user] - 2.2)
+    is_early = rng.random(n) < expit(0.7 * traits["routine"][user] - 1.2)
     late = rng.integers(23, 28, n) % 24
-    dawn = rng.integers(6, 10, n)
-    hour = np.select([night, early], [late, dawn], rng.integers(10, 23, n))
+    early = rng.integers(6, 10, n)
+    hour = np.select([is_late, is_early], [late, early], rng.integers(10, 23, n))
     return hour * 60 + rng.integers(0, 60, n)
 
 
 def _write(
-    rng, modality: str, traits: dict, user: np.ndarray, theme: np.ndarray, day: np.ndarray
+    rng: Generator,
+    modality: str,
+    traits: UserTraits,
+    user: np.ndarray,
+    theme: np.ndarray,
+    day: np.ndarray,
 ) -> pd.DataFrame:
     """Return events with numbers and texts; half of these are the user's favorite of the theme."""
     n = len(user)
     texts_by_theme = [t.texts.get(modality, ()) for t in themes()]
-    size = np.array([len(texts) for texts in texts_by_theme])
-    first = size.cumsum() - size
-    favorite = (user * 7919 + theme * 104729) % 997 % size[theme]
-    is_favorite = rng.random(n) < 0.5
-    pick = np.where(is_favorite, favorite, rng.integers(0, size[theme]))
-    minute = day * 1440 + _minutes(rng, user, traits)
     all_texts = [text for texts in texts_by_theme for text in texts]
-    frame = pd.DataFrame({"user": _ids(len(traits["wealth"]))[user]})
+    size = np.array([len(texts) for texts in texts_by_theme])
+    first = (size.cumsum() - size)[theme]
+    n_texts = size[theme]
+    favorite = (user * 7919 + theme * 104729) % 997 % n_texts
+    is_favorite = rng.random(n) < 0.5
+    pick = np.where(is_favorite, favorite, rng.integers(0, n_texts))
+    minute = day * 1440 + _minutes(rng, user, traits)
+    frame = pd.DataFrame({"user": _ids(len(traits))[user]})
     frame["time"] = START + pd.to_timedelta(minute, "min")
     frame["modality"] = modality
-    frame["text"] = np.array(all_texts)[first[theme] + pick]
+    frame["text"] = np.array(all_texts)[first + pick]
     if modality == "bill":
         price = np.array([t.price for t in themes()])[theme]
         taste = 0.3 * traits["wealth"] - 0.1 * traits["thrift"]
