@@ -41,6 +41,7 @@ ROW_COLUMNS = [
 ]
 QUERY_COLUMNS = ["agreement", "agreement_per_token"]  # one number per query
 EDIT_NAMES = ("moved", "before", "after")
+Work = tuple[Iterator, str]  # updates of the back end, and the one user, if they are about one
 
 
 class AttentionView(View):
@@ -178,9 +179,7 @@ class AttentionView(View):
             self._worker.cancel()
             self._add_to_status(message="Cancelling")
 
-    # Each of these begins the work: it returns the updates and the one user, if it is about one.
-
-    def _begin_from_form(self, message: dict) -> tuple[Iterator, str]:
+    def _begin_from_form(self, message: dict) -> Work:
         """Read the browser's form, in the worker, so that errors in it appear in the view."""
         scope = message.get("scope", "all")
         users = None
@@ -195,20 +194,18 @@ class AttentionView(View):
                 raise ValueError(f"no {self._units} selected: {hint}")
         return self._begin_look(message["query"], message.get("versus", ""), users)
 
-    def _begin_look(
-        self, query: str, versus: str, users: Sequence[str] | None
-    ) -> tuple[Iterator, str]:
+    # The work itself
+
+    def _begin_look(self, query: str, versus: str, users: Sequence[str] | None) -> Work:
         user = users[0] if users is not None and len(users) == 1 else ""
         return self._backend(query.strip(), versus.strip() or None, users), user
 
     def _begin_rerun(
         self, query: str, user: str, drop: Sequence[int], reword: Mapping[int, str] | None
-    ) -> tuple[Iterator, str]:
+    ) -> Work:
         return self._backend.rerun(query.strip(), user, drop, reword), user
 
-    # The work itself
-
-    def _run_now(self, begin: Callable[[], tuple[Iterator, str]]) -> str:
+    def _run_now(self, begin: Callable[[], Work]) -> str:
         self._worker.run(partial(self._run, begin, raise_errors=True))
         return self.sentence
 

@@ -18,7 +18,7 @@ TITLE = "Clusters before and after"
 MAX_COLORED = 8  # clusters that get a color and a shape; more cannot be told apart
 MIN_STABILITY = 0.6  # below, a cluster is called unstable
 SUCCESSOR_KINDS = ("stays", "split", "merge")
-POINT_COLUMNS = ["user", "query", "x", "y", "trust"]
+SIDES = ("before", "after")
 NEEDED_NAMES = ("points", "before", "after", "transitions")
 OPTIONAL = {  # what a comparison may lack
     "names": pd.DataFrame(columns=["side", "cluster"]),
@@ -182,33 +182,29 @@ def pack_comparison(comparison: dict, ids: tuple[str, ...], frame: pd.DataFrame 
     Returns:
         What the browser draws.
     """
-    points = comparison["points"].reindex(columns=POINT_COLUMNS)
-    places_before = in_order(points[points["query"] == "before"], ids)
-    places_after = in_order(points[points["query"] == "after"], ids)
-    marks = points[~points["query"].isin(["before", "after"])]
-    before = in_order(comparison["before"], ids)["cluster"].to_numpy(np.int32)
-    after = in_order(comparison["after"], ids)["cluster"].to_numpy(np.int32)
+    before = users_of_side(comparison, "before", ids)
+    after = users_of_side(comparison, "after", ids)
     transitions = comparison["transitions"]
-    slots_before, slots_after = color_slots(before, after, transitions)
-    names = comparison["names"]
-    names_before = names[names["side"] == "before"]
-    names_after = names[names["side"] == "after"]
+    slots_before, slots_after = color_slots(before["cluster"], after["cluster"], transitions)
+    points = comparison["points"]
+    marks = points[~points["query"].isin(SIDES)]
     bands = transitions[["from_cluster", "to_cluster", "users", "kind"]]
     bands = bands.rename(columns={"from_cluster": "from", "to_cluster": "to"})
+    names = comparison["names"]
     unit, units = unit_words(comparison)
     return {
         "ids": list(ids),
         "unit": unit,
         "units": units,
         "recent": recent_events(frame, ids),
-        "before": float_bytes(places_before[["x", "y"]]),
-        "after": float_bytes(places_after[["x", "y"]]),
-        "trust": float_bytes(places_after["trust"].fillna(1)),
-        "from": int_bytes(before),
-        "to": int_bytes(after),
+        "before": float_bytes(before[["x", "y"]]),
+        "after": float_bytes(after[["x", "y"]]),
+        "trust": float_bytes(after["trust"].fillna(1)),
+        "from": int_bytes(before["cluster"]),
+        "to": int_bytes(after["cluster"]),
         "marks": marks[["x", "y", "user"]].to_numpy(object).tolist(),
-        "left": pack_clusters(before, names_before, slots_before),
-        "right": pack_clusters(after, names_after, slots_after),
+        "left": pack_clusters(before["cluster"], names[names["side"] == "before"], slots_before),
+        "right": pack_clusters(after["cluster"], names[names["side"] == "after"], slots_after),
         "bands": json_rows(bands),
         "scores": json_rows(pd.DataFrame(comparison["scores"])),
         "summaries": comparison["summaries"],
@@ -217,9 +213,12 @@ def pack_comparison(comparison: dict, ids: tuple[str, ...], frame: pd.DataFrame 
     }
 
 
-def in_order(frame: pd.DataFrame, ids: tuple[str, ...]) -> pd.DataFrame:
-    """Return the rows of a frame in the order of the users."""
-    return frame.set_index("user").reindex(list(ids))
+def users_of_side(comparison: dict, side: str, ids: tuple[str, ...]) -> pd.DataFrame:
+    """Return `x, y, trust, cluster` of each user on one side, in the order of the users."""
+    points = comparison["points"]
+    places = points[points["query"] == side].set_index("user")
+    places = places.reindex(index=list(ids), columns=["x", "y", "trust"])
+    return places.assign(cluster=comparison[side].set_index("user")["cluster"])
 
 
 def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list[str]]:
@@ -232,7 +231,7 @@ def recent_events(frame: pd.DataFrame | None, ids: tuple[str, ...]) -> list[list
 
 
 def color_slots(
-    clusters_before: np.ndarray, clusters_after: np.ndarray, transitions: pd.DataFrame
+    clusters_before: pd.Series, clusters_after: pd.Series, transitions: pd.DataFrame
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Give the largest clusters colors; a successor has that of the cluster most users come from.
 
@@ -261,13 +260,13 @@ def color_slots(
     return before, after
 
 
-def clusters_by_size(labels: np.ndarray) -> list[int]:
+def clusters_by_size(labels: pd.Series) -> list[int]:
     """Return the clusters by falling size, ties by number."""
-    numbers, sizes = np.unique(labels[labels >= 0], return_counts=True)
-    return numbers[np.argsort(-sizes, kind="stable")].tolist()
+    sizes = labels[labels >= 0].value_counts().sort_index()
+    return sizes.sort_values(ascending=False, kind="stable").index.tolist()
 
 
-def pack_clusters(labels: np.ndarray, names: pd.DataFrame, slots: dict[int, int]) -> list[dict]:
+def pack_clusters(labels: pd.Series, names: pd.DataFrame, slots: dict[int, int]) -> list[dict]:
     """List one side's clusters by number, those in none last."""
     about = names.set_index("cluster").to_dict("index")
     sizes = Counter(labels.tolist())

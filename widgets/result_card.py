@@ -202,7 +202,8 @@ class ResultCard:
         return "\n".join(line for line in lines if line)
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        html = f"<style>{style_sheet()}</style>{self._body()}"
+        style = read_static("result_card.css")
+        html = f"<style>{style}</style>{self._body()}"
         return {"text/plain": str(self), "text/html": html}
 
     def _body(self, heading: str = "h3") -> str:
@@ -253,13 +254,14 @@ class ResultCard:
         stored = json.dumps(data, ensure_ascii=False, allow_nan=False)
         for sign in "<>&":  # a text with </script> in it must not end the script
             stored = stored.replace(sign, f"\\u{ord(sign):04x}")
-        title = ": ".join(filter(None, (self.query, self.sentence)))
+        title = f"{self.query}: {self.sentence}" if self.query else self.sentence
+        style = read_static("result_card.css")
         script = f'<script type="application/json" id="result-card" data-sha256="{BLANK_HASH}">'
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width">'
-            f"<title>{escape(title)}</title><style>{style_sheet()}</style></head>\n"
+            f"<title>{escape(title)}</title><style>{style}</style></head>\n"
             f'<body class="result-card-page">{self._body("h1")}\n'
             f"{script}{stored}</script></body></html>\n"
         )
@@ -270,11 +272,6 @@ def definition(value: str) -> str:
     if HASH_PATTERN.fullmatch(value):
         return f'<dd title="{value}">{value[:HASH_SHOWN]}...</dd>'
     return f"<dd>{escape(value)}</dd>"
-
-
-def style_sheet() -> str:
-    """Return the style of a card, as its file has it."""
-    return read_static("result_card.css")
 
 
 def with_hash(page: str, digest: str) -> str:

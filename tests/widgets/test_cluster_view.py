@@ -47,12 +47,12 @@ def test_users_may_stand_in_any_order_in_every_frame():
 
 def test_heirs_keep_the_colour_and_no_colour_stands_twice():
     comparison = fake_compare()
-    clusters = [comparison[side]["cluster"].to_numpy() for side in ("before", "after")]
+    clusters = [comparison[side]["cluster"] for side in ("before", "after")]
     before, after = color_slots(*clusters, comparison["transitions"])
     assert before == {0: 0, 1: 1, 2: 2, 3: 3}
     # the larger heir of a split, and the larger parent of a merge
     assert after == {0: 1, 1: 0, 2: 2, 4: 4, 3: 5}
-    many = np.repeat(np.arange(12), np.arange(12, 0, -1))
+    many = pd.Series(np.repeat(np.arange(12), np.arange(12, 0, -1)))
     numbers = range(12)
     transitions = pd.DataFrame({"from_cluster": numbers, "to_cluster": numbers, "kind": "stays"})
     transitions["users"] = range(12, 0, -1)
