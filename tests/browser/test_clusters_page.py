@@ -123,8 +123,6 @@ def test_pictures_to_look_at(open_notebook, server, dark):
         book.page.set_viewport_size({"width": width, "height": height})
         book.settled()
         assert book.shot(f"clusters-{width}-{look}").stat().st_size > 40_000
-        assert book.page.evaluate(
-            "(() => { const e = document.querySelector('.lens'); return e.scrollWidth <= "
-            "e.clientWidth + 1; })()"
-        )
+        view = book.page.locator(".lens")
+        assert view.evaluate("view => view.scrollWidth <= view.clientWidth + 1")
     book.page.close()
