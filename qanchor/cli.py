@@ -56,11 +56,12 @@ ColumnOf = Annotated[
 ]
 
 
-def print_version(wanted: bool) -> None:
+def print_version(wanted: bool) -> bool:
     """Print the installed version and exit, if `wanted` is true."""
     if wanted:
         print(version("qanchor"))
         raise typer.Exit
+    return wanted  # typer passes it on
 
 
 @app.callback(help=__doc__)
