@@ -8,8 +8,9 @@ from html import escape
 
 import numpy as np
 
-BLUE = "#0072B2"  # this and the next are of the palette by Okabe and Ito
+BLUE = "#0072B2"  # this and the next two are of the palette by Okabe and Ito
 VERMILION = "#D55E00"
+ORANGE = "#E69F00"
 INK = "#2b3440"
 GRAY = "#8a939e"
 MAX_EXACT_POINTS = 5_000  # above, points move to a grid and those that coincide are drawn once
