@@ -80,8 +80,11 @@ def export_group(
         return atomic_write(path, partial(frame.to_parquet, index=False))
     frame["recent"] = frame["recent"].map(" · ".join)
     frame = frame.map(escape_formula).rename(columns=escape_formula)
-    # quote all texts: else a carriage return would start a new row with an unescaped cell
-    write = partial(frame.to_csv, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+    def write(part: Path) -> None:
+        # quote all texts: else a carriage return would start a new row with an unescaped cell
+        frame.to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
     return atomic_write(path, write)
 
 

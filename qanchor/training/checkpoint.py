@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import safetensors.torch
+from torch import Tensor
 
 from qanchor.errors import CheckpointError
 from qanchor.utils.io import atomic_write
 
 DIGEST_BYTES = 32  # of sha256
+LENGTH_BYTES = 8
 
 
 def fingerprint(settings: dict, arrays: Iterable[np.ndarray]) -> str:
@@ -38,14 +40,15 @@ def fingerprint(settings: dict, arrays: Iterable[np.ndarray]) -> str:
 class Checkpoint:
     """Store the latest state of a training run in a file, which is never left half-written.
 
-    The file holds the sha256 of its content, then the key and the state, written by `torch.save`.
+    The file holds the sha256 of the rest, the length of a JSON object, the object (the key and the
+    state, with names in place of tensors), and the tensors as safetensors. Nothing is pickled.
 
     Args:
         path: The file.
         key: Fingerprint of the training run.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()) / "state", "key")
         >>> checkpoint.write({"weight": torch.ones(2), "step": 10})
         >>> checkpoint.read()["step"]
@@ -66,9 +69,11 @@ class Checkpoint:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._remove_partial_files()
-        buffer = BytesIO()
-        torch.save({"key": self.key, "state": state}, buffer)
-        content = buffer.getvalue()
+        tensors: dict[str, Tensor] = {}
+        about = {"key": self.key, "state": _without_tensors(state, tensors)}
+        head = json.dumps(about).encode()
+        length = len(head).to_bytes(LENGTH_BYTES, "little")
+        content = length + head + safetensors.torch.save(tensors)
         digest = hashlib.sha256(content).digest()
         atomic_write(self.path, lambda aside: aside.write_bytes(digest + content))
 
@@ -91,13 +96,14 @@ class Checkpoint:
                 f"{self.path} is damaged: its content does not match its checksum. Remove it and"
                 " train from the start."
             )
-        saved = torch.load(BytesIO(content), "cpu", weights_only=True)
-        if saved["key"] != self.key:
+        end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
+        about = json.loads(content[LENGTH_BYTES:end])
+        if about["key"] != self.key:
             raise CheckpointError(
                 f"{self.path} belongs to another training run. Remove it, or use the same data and"
                 " settings."
             )
-        return saved["state"]
+        return _with_tensors(about["state"], safetensors.torch.load(content[end:]))
 
     def remove(self) -> None:
         """Remove the checkpoint, once the run is saved."""
@@ -108,3 +114,30 @@ class Checkpoint:
         """Remove files left by a killed process."""
         for part in self.path.parent.glob(f".{self.path.name}.*.part"):
             part.unlink(missing_ok=True)
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return nested dicts and lists as JSON can hold them, and move their tensors to `tensors`.
+
+    A dict becomes pairs, because its keys may be numbers.
+    """
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _without_tensors(part, tensors)] for key, part in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(part, tensors) for part in value]
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return what `_without_tensors` was given."""
+    if isinstance(value, list):
+        return [_with_tensors(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {key: _with_tensors(part, tensors) for key, part in value["dict"]}

@@ -66,7 +66,9 @@ class Place:
         cache = self.engine.prefill(known)
         prompt, _ = qa.tune_prompt(self.engine, cache, "Why?", known.label("Active"), steps=0)
         prompt.save(self.good / "prompt")
-        Checkpoint(self.good / "state" / "state", "key").write({"weight": torch.ones(9)}, 10, {})
+        Checkpoint(self.good / "state" / "state", "key").write(
+            {"weight": torch.ones(9), "step": 10}
+        )
         VectorTable(self.good / "table").lookup(["tea", "rice"], self.vectors)
 
     @staticmethod
