@@ -166,12 +166,15 @@ def interpret(
             measure = "exceeds"
     elif is_one and behavior >= MIN_BEHAVIOR_SIMILARITY:
         read_as = (ANY_EVENT,)
-    times = asked_times(query, query_horizon(query, tokens.horizon_days))
+    days = query_horizon(query, tokens.horizon_days)
+    times = asked_times(query, days)
     if read_as and not threshold and times > 1:
         threshold = float(times)
         measure = "high"
-    if threshold and asks_limit(query) and sign > 0:  # not understood as a denial
-        read_as = ()
+    if not meant:  # any event is counted by the day
+        threshold = min(threshold, float(days))
+    if asks_limit(query) and not (threshold and sign < 0):
+        read_as = ()  # a limit of something else, or not understood as a denial
     meaning = Interpretation(
         bool(read_as), read_as, tuple(meant), sign, measure, nearest, threshold
     )

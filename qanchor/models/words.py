@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from math import ceil
+from math import ceil, floor
 
 import numpy as np
 from jaxtyping import Float
@@ -41,50 +41,65 @@ TWO_THINGS = re.compile(
     r"(?<!nothing )(?<!anything )\bbut\b"
     r"|\band (?:then|never|not|(?:do|does|will|has) not|(?:do|does|wo|has)n['’]t)\b"
     # "goes a week without paying" is one thing
-    r"|\b(?!(?:do|go|goes|going|days?|weeks?|months?|years?|users?)\b)\w+"
-    r" without (?:ever )?\w+ing\b"
-    r"|\bbefore (?!evening|morning|spring)\w+ing\b"
+    r"|\b(?!(?:do|go|goes|going|times?|while|period|quarters?|hours?|days?|weeks?|months?|years?"
+    r"|users?)\b)\w+ without (?:ever )?\w+ing\b"
+    r"|\bbefore (?-i:(?!evening|morning|spring)[a-z]\w*ing\b)"  # not "before Thanksgiving"
     r"|\babandon\w* (?:\w+ ){1,2}(?:basket|cart|checkout|order)s?\b",
     re.IGNORECASE,
 )
 # how far a question looks ahead, or how often: no part of what it is about
 NUMBER_OF_TIMES = re.compile(r"\b\d+[ -]?(?=(?:time|day|week|month|year)s?\b)", re.IGNORECASE)
 NUMBERS = {"once": 1, "twice": 2, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
-NUMBERS |= {"six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-NUMBER = rf"(?P<number>\d+|{'|'.join(NUMBERS)})"
-LIMIT = r"(?P<limit>(?:less|fewer) than|(?:no|not) more than|at most|up to|under|below) "
-LEAST = r"(?P<least>at least|more than|over|above) "
-RATE = r" (?:an?|per|each|every) (?P<period>day|week|month|year)\b"
+NUMBERS |= {"six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}
+WORDED = "|".join(NUMBERS)
+DIGITS = r"\d++(?:,\d{3})*+(?:\.\d+)?+"
+NUMBER = rf"(?<![\d.,])(?P<number>{DIGITS}|{WORDED})"
+LEAST = r"(?P<least>at least|more than|over|above|(?:no|not) (?:less|fewer) than|a minimum of) "
+LIMIT = (
+    r"(?P<limit>(?:less|fewer) than|(?:no|not) more than|at most|(?<!sign )up to|under|below"
+    r"|a maximum of) "
+)
+BOUND = rf"(?:{LEAST}|{LIMIT})"
 # "more than 3 times" is at least 4, and "at most 3 times" denies at least 4
 ABOVE = ("more than", "over", "above", "no more than", "not more than", "at most", "up to")
-# "at least 3 times", "2 to 4 times", "twice a week"; no comparison such as "3 times as much"
+ABOVE += ("a maximum of",)
+AT_MOST = ("at_most", "fewer", "most")  # groups of the patterns below: "3 times or fewer"
+RATE = r" (?:an?|per|each|every) (?P<period>day|week|month|year)\b"
+# "at least 3 times", "2 to 4 times", "3 times or less", "twice a week"; no comparison such as
+# "3 times as much"
 REPEATED = re.compile(
-    rf"\b(?:{LIMIT}|{LEAST}|(?:between )?(?P<first>\d+)(?: to | and | or | ?[-–] ?))?"
-    rf"(?:{NUMBER}(?: or more)? times|(?P<count>(?<!at )once|twice)(?: or more)?)\b"
-    rf"(?:{RATE})?"
+    rf"\b(?:{BOUND}|(?:between )?(?P<first>{DIGITS}|{WORDED})(?: to | and | or | ?[-–] ?))?"
+    rf"(?:{NUMBER}(?: or (?:more|(?P<at_most>less|fewer)))? times|(?P<count>(?<!at )once|twice))\b"
+    rf"(?: or (?:more|(?P<fewer>less|fewer))|(?P<most> at most))?(?:{RATE})?"
     r"(?! (?:an?|per|each|every|as|more|less|the)\b)",
     re.IGNORECASE,
 )
-# "at least 10 product views"
+# "at least 10 product views", "3 or more product views"
 COUNTED = re.compile(
-    rf"\b(?:{LIMIT}|{LEAST}){NUMBER} "
+    rf"(?<!\bfor )\b(?:{BOUND}{NUMBER}"
+    rf"|(?P<some>{DIGITS}|{WORDED}) or (?:more|(?P<fewer>less|fewer))) "
     rf"(?=(?P<noun>[^\W\d_]+)(?:(?: \w+)?{RATE})?)",
     re.IGNORECASE,
 )
 # "at least five CDs at a time" is an amount
-IN_ONE_EVENT = re.compile(r"\b(?:at once|at a time|in one go)\b", re.IGNORECASE)
+IN_ONE_EVENT = re.compile(
+    r"\b(?:at once|at a time|in one (?:basket|go|order|purchase|session|visit))\b", re.IGNORECASE
+)
 # nouns after a number that is an amount or a time, and counts no events
 UNITS = frozenset(
     """
-    cent cents day days dollar dollars eur euro euros gbp gram grams hour hours kg kilometers km
-    meters mile miles minute minutes month months percent point points pound pounds second seconds
-    star stars time times usd week weeks year years
+    cent cents day days dollar dollars eur euro euros gbp gram grams guests hour hours hundred kg
+    kilometers km meters mile miles million minute minutes month months night nights people percent
+    persons point points pound pounds second seconds star stars thousand time times usd week weeks
+    year years
     """.split()  # noqa: SIM905
 )
 PERIODS = {"day": 1, "week": 7, "month": 30, "year": 365}
 AMOUNT = re.compile(
-    rf"\b(?:{LIMIT}|{LEAST}|exceeds? )[$€£]?(?P<amount>\d[\d,]*(?:\.\d+)?)\b"
-    r"(?! (?:times?|days?|weeks?|months?|years?)\b)",
+    rf"(?<!\bfor )\b(?:{BOUND}|exceeds? |between )[$€£]?(?P<amount>{DIGITS})\b"
+    r"(?!%| (?:hundred|million|thousand|percent|guests|nights?|people|persons|times?|days?|weeks?"
+    r"|months?|years?)\b)"
+    rf"|(?<![\w.,])[$€£]?(?P<some>{DIGITS}) (?:\w+ )?or (?:more|(?P<fewer>less))\b",
     re.IGNORECASE,
 )
 
@@ -135,11 +150,19 @@ def asked_amount(query: str) -> float:
     Example:
         >>> asked_amount("Who will spend more than $1,250 at once?")
         1250.0
+        >>> asked_amount("Who will pay 20 dollars or more?")
+        20.0
         >>> asked_amount("Will this user pay more than 3 times?")
         0.0
     """
     found = AMOUNT.search(query)
-    return 0.0 if found is None else float(found["amount"].replace(",", ""))
+    return 0.0 if found is None else _number(found["amount"] or found["some"])
+
+
+def _number(word: str) -> float:
+    """Return the value of a number in digits or words."""
+    word = word.lower().replace(",", "")
+    return float(NUMBERS.get(word, word))
 
 
 def _find_times(query: str) -> re.Match | None:
@@ -176,12 +199,14 @@ def asked_times(query: str, days: float = PERIODS["month"]) -> int:
     if found is None:
         return 0
     named = found.groupdict()
-    word = named.get("first") or named["number"] or named["count"]
-    number = NUMBERS.get(word.lower()) or int(word)
-    if named.get("period"):
-        number = ceil(number * days / PERIODS[named["period"].lower()])
+    words = [named.get(name) for name in ("first", "number", "count", "some")]
+    number = _number(next(filter(None, words)))
+    if named["period"]:
+        number *= days / PERIODS[named["period"].lower()]
     bound = named["limit"] or named["least"] or ""
-    return number + 1 if bound.lower() in ABOVE else number
+    if bound.lower() in ABOVE or any(map(named.get, AT_MOST)):
+        return floor(number) + 1
+    return ceil(number)
 
 
 def asks_limit(query: str) -> bool:
@@ -196,7 +221,10 @@ def asks_limit(query: str) -> bool:
         (True, False)
     """
     found = _find_times(query) or AMOUNT.search(query)
-    return found is not None and found["limit"] is not None
+    if found is None:
+        return False
+    named = found.groupdict()
+    return any(map(named.get, ("limit", *AT_MOST)))
 
 
 def plain_words(query: str) -> str:
@@ -214,18 +242,18 @@ def plain_words(query: str) -> str:
         >>> plain_words("Will this user write more than 10 reviews?")
         'Will this user write often reviews?'
         >>> plain_words("Will this user spend less than 10 dollars?")
-        'Will this user spend hardly ever 10 dollars?'
+        'Will this user spend hardly ever dollars?'
     """
+    is_limit = asks_limit(query)
     found = _find_times(query)
+    if found is None and is_limit:
+        found = AMOUNT.search(query)
     if found is not None:
-        often = "often" if asked_times(query) > 1 else ""
+        often = "hardly ever" if is_limit else "often"
+        if not is_limit and asked_times(query) <= 1:
+            often = ""
         space = " " if found.re is COUNTED else ""
-        if found["limit"]:
-            often = "hardly ever"
         query = query[: found.start()] + often + space + query[found.end() :]
-    amount = AMOUNT.search(query)
-    if amount is not None and amount["limit"]:
-        query = f"{query[: amount.start('limit')]}hardly ever{query[amount.end('limit') :]}"
     return FEWER.sub("less", query)
 
 

@@ -206,7 +206,7 @@ def unanswerable_note(query: str, nearest: Sequence[str]) -> str:
     if asks_two_things(query):
         return f"“{query}” asks two things at once. Ask them one by one."
     if asks_limit(query):
-        return f"The limit in “{query}” was not understood. Ask who does it more often."
+        return f"The limit in “{query}” was not understood. Ask for at least that number instead."
     return f"Nothing in these events speaks of “{query}”. You can ask about: {', '.join(nearest)}."
 
 
@@ -229,6 +229,7 @@ def evidence_note(evidence: Sequence[dict], unit: str) -> str:
 
 
 ASKED_OF = {  # what is asked of events by each measure of concepts, and what denies it
+    "occurs": ("", "none"),
     "more": ("more than before", "no more than before"),
     "less": ("less than before", "no less than before"),
     "first": ("for the first time", "not for the first time"),
@@ -246,8 +247,8 @@ def asked_note(topics: Sequence[str], measure: str, threshold: float = 0.0) -> s
         threshold: Likewise; default 0, no number is asked for.
 
     Example:
-        >>> asked_note(["tea", "coffee"], "occurs")
-        'tea, coffee'
+        >>> asked_note(["tea", "coffee"], "occurs"), asked_note(["not tea"], "occurs")
+        ('tea, coffee', 'tea (none)')
         >>> asked_note(["not tea"], "more")
         'tea (no more than before)'
         >>> asked_note(["not tea", "not coffee"], "high", 3.0)

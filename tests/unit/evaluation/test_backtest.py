@@ -84,4 +84,4 @@ def test_a_backtest_says_what_is_chance(span, words):
     baseline = "chance: 50; a plain count of the days before: 70)"
     order, outcome = summary.split(" Measured on ")
     assert order.endswith(f"to {100 * span[1]:.0f}; {baseline}{words}.")
-    assert outcome == "400 families by the 30 days after: not tea."
+    assert outcome == "400 families by the 30 days after: tea (none)."
