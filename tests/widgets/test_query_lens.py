@@ -394,18 +394,6 @@ def test_without_the_packages_of_jupyter_the_error_says_what_to_install():
     assert done.stderr.endswith("not installed. Run pip install 'qanchor[lab]'.\n"), done.stderr
 
 
-def test_scripts():
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node, to run the views' own tests")
-    done = subprocess.run(
-        [node, "--test", str(ROOT / "tests" / "js" / "lens.test.mjs")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def test_the_script_of_each_view_has_no_name_twice(tmp_path):
     node = shutil.which("node")
     if node is None:

@@ -2,10 +2,6 @@
 and its script.
 """
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -218,12 +214,3 @@ def test_payloads_are_small():
     big.set_matrix(groups={f"g{k}": many.ids[k : k + 5_000] for k in range(12)})
     assert len(str(big._picture)) < 2_000  # ids stay in the kernel
     assert np.isfinite([cell["auc"] for row in view._picture["cells"] for cell in row]).all()
-
-
-def test_scripts():
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node, to run the views' own tests")
-    script = Path(__file__).parents[1] / "js" / "query_matrix.test.mjs"
-    done = subprocess.run([node, "--test", str(script)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

@@ -4,9 +4,6 @@ remembers it.
 
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from fake_session import FakeSession
@@ -75,15 +72,3 @@ def test_a_session_from_before_there_were_tours_is_nobodys_first_use(tmp_path):
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"format": 1, "queries": [], "chosen": ["u0001"], "named": {}}))
     assert Workbench(FakeSession(), session=path)._tour.seen
-
-
-def test_where_it_stands():
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node")
-    done = subprocess.run(
-        [node, "--test", str(Path(__file__).parents[1] / "js" / "tour.test.mjs")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
