@@ -190,6 +190,8 @@ class TokenReader:
         users = np.flatnonzero(is_read)
         level = level[users]
         table = self._token_table(end)
+        has_past = is_read[table["user"]]  # else only attributes, which have no time
+        table = table[has_past].reset_index(drop=True)
         population = self._population(table, level)
         table = self._rank_tokens(table, population)
         is_left_out = table["rank"] >= MAX_TOKENS

@@ -46,6 +46,22 @@ def token(tokens, user: str, name: str) -> dict:
     return dict(zip(TOKEN_NUMBERS, tokens.numbers[row, places[0]], strict=False))
 
 
+def test_attributes_of_users_without_past_events_are_in_nobodys_row():
+    cutoff = CUTOFF - pd.Timedelta(days=30)
+    known = events()
+    late = known.head(3).assign(user="a_late_user", time=CUTOFF - pd.Timedelta(days=2))
+    facts = pd.DataFrame({"age": np.arange(20.0, 32)}, index=sorted(known["user"].unique()))
+    facts.loc["a_late_user"] = 99.0
+    few = Users.from_events(known, CUTOFF, tabular=facts.drop("a_late_user"))
+    all_users = Users.from_events(pd.concat([late, known]), CUTOFF, tabular=facts)
+    expected = TokenReader(few, "hash").read(cutoff)
+    found = TokenReader(all_users, "hash").read(cutoff)
+    assert found.ids == expected.ids and "a_late_user" not in found.ids
+    np.testing.assert_array_equal(found.which, expected.which)
+    np.testing.assert_allclose(found.numbers, expected.numbers, atol=1e-6)
+    np.testing.assert_allclose(found.population.rarity, expected.population.rarity)
+
+
 def test_numbers_are_what_a_loop_counts(users):
     tokens = TokenReader(users, "hash").read()
     past = users.history()
