@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from threading import Event, RLock
 from typing import Any
 
@@ -23,9 +24,11 @@ from qanchor.widgets.base import (
     unit_words,
     until_cancelled,
 )
-from qanchor.widgets.static_html import static_page
+from qanchor.widgets.static_html import BLUE, INK, VERMILION, static_page, svg_image
 
 TITLE = "Prompt lab"
+WIDTH = 520  # pixels of the curve's picture
+HEIGHT = 220
 # a slip of the keyboard should not cost a night
 MAXIMA = {"vectors": 64, "steps": 5_000, "seed": 2**31 - 1}
 MINIMA = {"vectors": 1, "steps": 1, "seed": 0}
@@ -192,7 +195,8 @@ class PromptTuningView(View):
         query = run.form["query"] or "none"
         asked = f"Label {run.form['label']}, question: {query}"
         lines = [asked, self.sentence, run.caption]
-        return static_page(TITLE, lines, table=[head, *rows.to_numpy()])
+        image = curve_image(self.history, run.update.data["best"])
+        return static_page(TITLE, lines, image, [head, *rows.to_numpy()])
 
     def _checked_form(self, form: dict) -> dict:
         """Return a form with whole numbers, and refuse one that asks for what there is not."""
@@ -385,3 +389,33 @@ def slug(label: str) -> str:
     """Return a label as part of a folder's name."""
     words = re.sub(r"[^a-z0-9]+", "-", label.lower())
     return words.strip("-")[:MAX_SLUG_LENGTH] or "label"
+
+
+def curve_image(history: pd.DataFrame, best: int) -> str:
+    """Draw the validation loss, the kept step marked.
+
+    Args:
+        history: The curve: `step, loss, valid`.
+        best: The kept step.
+
+    Returns:
+        HTML of an image.
+    """
+    steps = history["step"]
+    losses = history["valid"]
+    least = losses.min()
+    drop = max(losses.max() - least, 1e-9)
+    last = max(steps.iloc[-1], 1)
+    xs = 40 + (WIDTH - 60) * steps / last
+    ys = 24 + (HEIGHT - 60) * (losses.max() - losses) / drop
+    corners = [f"{x:.0f} {y:.0f}" for x, y in zip(xs, ys, strict=True)]
+    line = "L".join(corners)
+    x = xs[steps == best].iloc[0]
+    y = ys[steps == best].iloc[0] - 6
+    words = f"validation loss {losses[0]:.3f} at step 0, least {least:.3f} at step {best}"
+    body = (
+        f'<path d="M{line}" fill="none" stroke="{BLUE}" stroke-width="2"/>'
+        f'<path d="M{x:.0f} {y:.0f}l6 6l-6 6l-6-6z" fill="{VERMILION}"/>'
+        f'<text x="40" y="{HEIGHT - 8}" fill="{INK}">{escape(words)}</text>'
+    )
+    return svg_image(body, words, WIDTH, HEIGHT)

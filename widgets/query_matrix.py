@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from html import escape
 from threading import Event
 from typing import Any
 
@@ -24,7 +25,7 @@ from qanchor.widgets.base import (
     until_cancelled,
 )
 from qanchor.widgets.packing import json_rows
-from qanchor.widgets.static_html import static_page
+from qanchor.widgets.static_html import BLUE, GRAY, INK, static_page, svg_image, truncate
 
 MAX_SIDE = 12  # questions, and groups: more cannot be read on one page
 HINT = (
@@ -38,6 +39,11 @@ LEGEND = (
     "the others."
 )
 TABLE_COLUMNS = ["query", "group", "n", "auc"]
+NAME_WIDTH = 300  # pixels of the questions in the picture
+CELL_WIDTH = 58  # pixels
+ROW_HEIGHT = 28  # pixels
+MAX_QUERY_LENGTH = 44  # characters of a question in the picture
+MAX_GROUP_LENGTH = 9  # characters of a group's name there
 NEUTRAL = {"auc": 0.5, "yes_score": 0.5, "ratio": 1.0}  # what says nothing, by measure
 
 
@@ -265,7 +271,7 @@ class QueryMatrixView(View):
             return static_page(TITLE, [hint, *picture["queries"]])
         reads = picture["reads"].get("auc")
         lines = [picture["sentence"], reads, picture["caption"], LEGEND]
-        return static_page(TITLE, lines, table=matrix_rows(picture))
+        return static_page(TITLE, lines, matrix_image(picture), matrix_rows(picture))
 
     def _on_select(self, rows: np.ndarray) -> None:
         """Tell the browser how many users are selected, and the name of the group that this is."""
@@ -466,3 +472,57 @@ def cell_words(cell: dict | None) -> str:
     if cell.get("yes_score_beyond") and cell["yes_score"] is not None:
         text += " ↑" if cell["yes_score"] > 0.5 else " ↓"
     return text
+
+
+def matrix_image(picture: dict) -> str:
+    """Draw the matrix: the AUC, colored where it is beyond chance.
+
+    Args:
+        picture: As `pack_matrix` returns it.
+
+    Returns:
+        HTML of an image, empty if nothing is known.
+    """
+    groups = picture["groups"]
+    queries = picture["queries"]
+    if not picture["measures"]:
+        return ""
+    parts = []
+    for column, group in enumerate(groups):
+        x = NAME_WIDTH + CELL_WIDTH * (column + 0.5)
+        name = escape(truncate(group["name"], MAX_GROUP_LENGTH))
+        number = f"{group['n']:,}"
+        middle = f'x="{x}" text-anchor="middle"'
+        parts.append(f'<text y="26" {middle}>{name}</text>')
+        parts.append(f'<text y="42" {middle} fill="{GRAY}">{number}</text>')
+    for row, query in enumerate(queries):
+        y = 52 + ROW_HEIGHT * row
+        name = escape(truncate(query, MAX_QUERY_LENGTH))
+        parts.append(f'<text x="8" y="{y + 18}">{name}</text>')
+        for column, cell in enumerate(picture["cells"][row]):
+            x = NAME_WIDTH + CELL_WIDTH * column
+            if cell is not None and cell["auc"] is not None:
+                parts.append(cell_image(cell, x, y))
+    width = NAME_WIDTH + CELL_WIDTH * len(groups) + 16
+    height = 64 + ROW_HEIGHT * len(queries)
+    return svg_image("".join(parts), "AUC by question and group", width, height)
+
+
+def cell_image(cell: dict, x: float, y: float) -> str:
+    """Draw one cell, as SVG elements."""
+    strength = 0.0
+    if cell["beyond_chance"]:
+        strength = min(max(cell["auc"] - 0.5, 0) * 2.5, 1)
+    ink = GRAY
+    if strength > 0.6:
+        ink = "#fff"
+    elif strength:
+        ink = INK
+    size = f'width="{CELL_WIDTH - 2}" height="{ROW_HEIGHT - 2}"'
+    color = f'fill="{BLUE}" fill-opacity="{strength:.2f}"'
+    center = x + CELL_WIDTH / 2
+    middle = f'x="{center}" y="{y + 18}" text-anchor="middle"'
+    return (
+        f'<rect x="{x + 1}" y="{y}" {size} {color}/>'
+        f'<text {middle} fill="{ink}">{cell["auc"]:.2f}</text>'
+    )

@@ -180,7 +180,7 @@ def test_a_result_is_kept_and_opens_alone(book, server, chromium):
         ".lens-note').textContent.includes('result-group-of-40.html')"
     )
     book.page.get_by_role("button", name="Save result card").click()
-    book.wait("document.querySelector('.lens-keeping').textContent.includes('result.html')")
+    book.wait("document.querySelector('.lens-keeping').textContent.includes('Kept: result')")
     path = server.folder / "work" / "notebooks" / "card.html"
     for dark in (False, True):
         page = chromium.new_page(
