@@ -268,6 +268,7 @@ def fit_command(
         int,
         typer.Option(help="number of its last layers that attend to the user; 0: as in the paper"),
     ] = CROSSING_LAYERS,
+    preset: Annotated[str, typer.Option(hidden=True, help="ignored; old scripts pass it")] = "",
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -344,9 +345,9 @@ def ask(
     table = ""
     if rows:
         table = pd.DataFrame(rows).to_string(index=False, float_format="%.3f")
+    asked = {name: attrs[name] for name in ("topics", "sign", "measure", "threshold")}
     if answerable:
-        asked = messages.asked_note(attrs["topics"], attrs["measure"], attrs["threshold"])
-        meaning = f"interpreted as a question about {asked}"
+        meaning = f"interpreted as a question about {messages.asked_note(**asked)}"
     else:
         meaning = "no answer in these events"
     evidence = attrs["evidence"]
@@ -361,10 +362,8 @@ def ask(
     result = {
         "query": query,
         "users": len(cache),
-        "topics": attrs["topics"],
+        **asked,
         "read_as": attrs["topics"],
-        "measure": attrs["measure"],
-        "threshold": attrs["threshold"],
         "answerable": answerable,
         "evidence": evidence,
         "warning": warning,

@@ -61,7 +61,8 @@ class AttentionView(View):
 
     Example:
         >>> backend = lambda query, versus, users: iter([])
-        >>> backend.ids, backend.queries = ["a", "b"], []
+        >>> backend.ids = ["a", "b"]
+        >>> backend.queries = []
         >>> AttentionView(backend)
         AttentionView(2 users, not asked yet)
     """

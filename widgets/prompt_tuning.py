@@ -76,7 +76,9 @@ class PromptTuningView(View):
         >>> data = {"history": history, "best": 0, "prompt": "p", "result": result}
         >>> update = SimpleNamespace(done=1, total=1, message="Better.", data=data)
         >>> backend = lambda query, label, **how: iter([update])
-        >>> backend.labels, backend.queries, backend.save = ["Takeout"], [], None
+        >>> backend.labels = ["Takeout"]
+        >>> backend.queries = []
+        >>> backend.save = None
         >>> backend.defaults = {"vectors": 6, "steps": 60, "paper": {"vectors": 6, "steps": 500}}
         >>> view = PromptTuningView(backend)
         >>> view.tune("Takeout", "Will they order?"), view.prompt, view

@@ -219,7 +219,7 @@ class QueryMatrixView(View):
         """Return a group, and refuse unknown users and groups that are too small or too large."""
         ids = getattr(ids, "ids", ids)
         unique_ids = dict.fromkeys(map(str, ids))
-        group = Group(name.strip(), tuple(unique_ids))
+        group = Group(str(name).strip(), tuple(unique_ids))
         where = f"group {group.name!r}"
         everyone = self.selection.all_ids
         strangers = unique_ids.keys() - set(everyone)

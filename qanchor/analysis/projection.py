@@ -145,8 +145,9 @@ def _trust_in_block(rows, places: Places, k: int) -> Float[np.ndarray, " row"]:
 
 
 def _pca(rows) -> Places:
-    """Return the first two principal components, without the second that scikit-learn takes to
-    import: the first map waits for it.
+    """Return the first two principal components.
+
+    scikit-learn's `PCA` returns the same, but the first map would wait until it is imported.
     """
     centered = rows - rows.mean(axis=0)
     _, _, axes = np.linalg.svd(centered, full_matrices=False)

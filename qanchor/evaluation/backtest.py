@@ -44,6 +44,7 @@ class BacktestResult:
             a baseline without a model (default: None, unknown).
         measure: What is measured of the topic, one of `qanchor.useru.concepts.MEASURES` (default
             "occurs").
+        sign: -1 if yes means that the topic does not happen (default 1).
         threshold: The smallest amount or number of times that counts (default 0: none is asked).
         shares: Share of users with a positive outcome in each fifth of that day's ranking, highest
             fifth first (default: empty, too few outcomes are known).
@@ -65,6 +66,7 @@ class BacktestResult:
     unit: str
     before: float | None = None
     measure: str = "occurs"
+    sign: int = 1
     threshold: float = 0.0
     shares: tuple[float, ...] = ()
     optimistic: bool = False
@@ -179,6 +181,7 @@ def backtest(
         topic=", ".join(ranking.attrs["topics"]),
         before=before,
         measure=concept.measure,
+        sign=sign,
         threshold=concept.threshold,
         shares=shares,
         optimistic=optimistic,

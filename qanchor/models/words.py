@@ -9,6 +9,8 @@ from math import ceil, floor
 import numpy as np
 from jaxtyping import Float
 
+from qanchor.useru.horizons import DAYS, MONTH, RATE
+
 SPELLING_DIM = 1024  # hashed character trigrams
 # words that say how a question is asked, not what it is about
 FUNCTION_WORDS = frozenset(
@@ -61,10 +63,17 @@ LIMIT = (
 )
 BOUND = rf"(?:{LEAST}|{LIMIT})"
 # "more than 3 times" is at least 4, and "at most 3 times" denies at least 4
-ABOVE = ("more than", "over", "above", "no more than", "not more than", "at most", "up to")
-ABOVE += ("a maximum of",)
+ABOVE = (
+    "more than",
+    "over",
+    "above",
+    "no more than",
+    "not more than",
+    "at most",
+    "up to",
+    "a maximum of",
+)
 AT_MOST = ("at_most", "fewer", "most")  # groups of the patterns below: "3 times or fewer"
-RATE = r" (?:an?|per|each|every) (?P<period>day|week|month|year)\b"
 # "at least 3 times", "2 to 4 times", "3 times or less", "twice a week"; no comparison such as
 # "3 times as much"
 REPEATED = re.compile(
@@ -94,7 +103,6 @@ UNITS = frozenset(
     year years
     """.split()  # noqa: SIM905
 )
-PERIODS = {"day": 1, "week": 7, "month": 30, "year": 365}
 AMOUNT = re.compile(
     rf"(?<!\bfor )\b(?:{BOUND}|exceeds? |between )[$€£]?(?P<amount>{DIGITS})\b"
     r"(?!%| (?:hundred|million|thousand|percent|guests|nights?|people|persons|times?|days?|weeks?"
@@ -176,7 +184,7 @@ def _find_times(query: str) -> re.Match | None:
     return None if found["noun"].lower() in UNITS | FUNCTION_WORDS else found
 
 
-def asked_times(query: str, days: float = PERIODS["month"]) -> int:
+def asked_times(query: str, days: float = MONTH) -> int:
     """Return how many times a question asks for something to happen at least; 0 if it names none.
 
     "At most 2 times" denies that it happens at least 3 times, see `asks_limit`.
@@ -199,10 +207,10 @@ def asked_times(query: str, days: float = PERIODS["month"]) -> int:
     if found is None:
         return 0
     named = found.groupdict()
-    words = [named.get(name) for name in ("first", "number", "count", "some")]
-    number = _number(next(filter(None, words)))
+    word = named.get("first") or named["number"] or named.get("count") or named.get("some")
+    number = _number(word)
     if named["period"]:
-        number *= days / PERIODS[named["period"].lower()]
+        number *= days / DAYS[named["period"].lower()]
     bound = named["limit"] or named["least"] or ""
     if bound.lower() in ABOVE or any(map(named.get, AT_MOST)):
         return floor(number) + 1

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 MONTH = 30  # days
-DAYS = {"day": 1, "week": 7, "month": MONTH}
+DAYS = {"day": 1, "week": 7, "month": MONTH, "year": 365}
 LENGTHS = {
     7: "week",
     14: "two weeks",
@@ -17,8 +17,9 @@ LENGTHS = {
     180: "six months",
     365: "year",
 }
+RATE = rf" (?:an?|per|each|every) (?P<period>{'|'.join(DAYS)})\b"
 # "twice a week" says how often, not how far ahead
-RATE = re.compile(r"\b(?:times|once|twice) (?:an?|each|every) \w+|\bper \w+")
+HOW_OFTEN = re.compile(rf"\b(?:times|once|twice){RATE}")
 
 
 def query_horizon(query: str, horizon_days: int) -> int:
@@ -37,7 +38,7 @@ def query_horizon(query: str, horizon_days: int) -> int:
         >>> query_horizon("Will this user travel once a week?", 30)
         30
     """
-    named = _named_days(RATE.sub("", query))
+    named = _named_days(HOW_OFTEN.sub("", query))
     if not named:
         return horizon_days
     horizons = (max(1, horizon_days * 7 // 30), horizon_days, 3 * horizon_days)

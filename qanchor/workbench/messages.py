@@ -99,7 +99,8 @@ def interpretation_sentence(ranking: pd.DataFrame) -> str:
 
     Example:
         >>> ranking = pd.DataFrame()
-        >>> ranking.attrs |= {"topics": ["tea", "coffee"], "measure": "more", "threshold": 0.0}
+        >>> ranking.attrs |= {"topics": ["tea", "coffee"], "sign": 1}
+        >>> ranking.attrs |= {"measure": "more", "threshold": 0.0}
         >>> interpretation_sentence(ranking)
         'Interpreted as a question about tea, coffee (more than before).'
     """
@@ -107,7 +108,7 @@ def interpretation_sentence(ranking: pd.DataFrame) -> str:
     topics = attrs["topics"][:MAX_NAMED]
     if not topics:
         return ""
-    asked = asked_note(topics, attrs["measure"], attrs["threshold"])
+    asked = asked_note(topics, attrs["sign"], attrs["measure"], attrs["threshold"])
     return f"Interpreted as a question about {asked}."
 
 
@@ -233,39 +234,43 @@ ASKED_OF = {  # what is asked of events by each measure of concepts, and what de
     "more": ("more than before", "no more than before"),
     "less": ("less than before", "no less than before"),
     "first": ("for the first time", "not for the first time"),
+    "exceeds": ("", "none"),  # without a threshold, any amount
     "high": ("a lot", "little"),
     "share": ("a large share of all", "a small share of all"),
 }
 
 
-def asked_note(topics: Sequence[str], measure: str, threshold: float = 0.0) -> str:
+def asked_note(topics: Sequence[str], sign: int, measure: str, threshold: float = 0.0) -> str:
     """Say what a query asks.
 
     Args:
         topics: From the `attrs` of a ranking, at least one.
+        sign: Likewise: -1 if each topic has "not" before it.
         measure: Likewise.
         threshold: Likewise; default 0, no number is asked for.
 
     Example:
-        >>> asked_note(["tea", "coffee"], "occurs"), asked_note(["not tea"], "occurs")
+        >>> asked_note(["tea", "coffee"], 1, "occurs"), asked_note(["not tea"], -1, "occurs")
         ('tea, coffee', 'tea (none)')
-        >>> asked_note(["not tea"], "more")
+        >>> asked_note(["not tea"], -1, "more")
         'tea (no more than before)'
-        >>> asked_note(["not tea", "not coffee"], "high", 3.0)
+        >>> asked_note(["not tea", "not coffee"], -1, "high", 3.0)
         'tea, coffee (fewer than 3 times)'
+        >>> asked_note(["not paid"], 1, "occurs")  # an event of that name
+        'not paid'
     """
-    denies = topics[0].startswith("not ")
-    note = ASKED_OF.get(measure, ("", ""))[denies]
-    if threshold:
-        fewest = "fewer than" if denies else "at least"
-        note = f"{fewest} {threshold:,g} times"
-        if measure == "exceeds":
-            least = "less than" if denies else "at least"
-            note = f"{least} {threshold:,g}"
-        elif topics[0].removeprefix("not ") == ANY_EVENT:
-            note = f"on {fewest} {threshold:,g} days"
-    if note:
+    denies = sign < 0
+    if denies:
         topics = [topic.removeprefix("not ") for topic in topics]
+    note = ASKED_OF[measure][denies]
+    if threshold and measure == "exceeds":
+        bound = "less than" if denies else "at least"
+        note = f"{bound} {threshold:,g}"
+    elif threshold:
+        bound = "fewer than" if denies else "at least"
+        note = f"{bound} {threshold:,g} times"
+        if topics[0] == ANY_EVENT:
+            note = f"on {bound} {threshold:,g} days"
     names = ", ".join(topics).replace("_", " ")
     return f"{names} ({note})" if note else names
 
@@ -302,7 +307,8 @@ def backtest_summary(result: BacktestResult) -> str:
     elif result.low <= 0.5:
         verdict = ": no better than chance"
     right = f"{100 * result.right:.0f} of 100 pairs are in the right order ({interval}){verdict}."
-    asked = asked_note(result.topic.split(", "), result.measure, result.threshold)
+    topics = result.topic.split(", ")
+    asked = asked_note(topics, result.sign, result.measure, result.threshold)
     outcome = f"Measured on {count(result.n, unit)} by the {result.days} days after: {asked}."
     if result.shares:
         first, *_, last = (f"{100 * share:.0f}" for share in result.shares)

@@ -95,7 +95,8 @@ def test_fit_says_what_it_did_and_keeps_a_run(qanchor, home, quick, tmp_path):
 
 
 def test_train_is_another_name_of_fit(qanchor, home, quick, tmp_path):
-    words = ("train", "--users", home / "users", "--minutes", 0.5, "--json")
+    """With a preset, which once chose the size of the model and is ignored."""
+    words = ("train", "--preset", "small", "--users", home / "users", "--minutes", 0.5, "--json")
     done = qanchor(*words, "--out", tmp_path / "run")
     assert done.code == 0 and done.json()["steps"] == 3
     assert quick[0]["minutes"] == 0.5 and quick[0]["steps"] is None

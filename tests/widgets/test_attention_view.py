@@ -89,6 +89,8 @@ def test_a_static_page_needs_no_script_and_escapes_text():
     assert view.to_html().data == page
     assert "<script" not in page
     assert page.count("<img") == 1
+    assert "data:image/svg+xml;base64," in page
+    assert len(page) < 20_000
     row = frame.query("modality == 'app'").iloc[0]
     share = f"{100 * row['weight']:.1f} %"
     effect = f"{row['deletion_effect']:.3f}"

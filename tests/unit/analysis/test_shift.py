@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from jaxtyping import TypeCheckError
+from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import roc_auc_score
 
@@ -189,6 +190,14 @@ def test_pca_map_keeps_still_users_still_and_repeats_itself():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 8), (40, 8), (30, 64)])
+def test_the_components_are_those_of_scikit_learn(shape):
+    rows = np.random.default_rng(0).normal(size=shape)
+    expected = PCA(2, svd_solver="full").fit_transform(rows)
+    np.testing.assert_allclose(projection._pca(rows), expected, atol=1e-10)
+    assert not projection._pca(np.ones(shape)).any(), "equal users are in one place"
+
+
 def test_umap_of_both_keeps_still_users_still():
     rows = embeddings()
     after = reworded(rows, 4)

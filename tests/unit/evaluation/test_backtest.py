@@ -78,7 +78,7 @@ def test_a_backtest_of_too_short_a_past_says_so():
     ],
 )
 def test_a_backtest_says_what_is_chance(span, words):
-    result = BacktestResult(0.5, *span, 400, "not tea", 30, "2025-05-02", "family", 0.701)
+    result = BacktestResult(0.5, *span, 400, "not tea", 30, "2025-05-02", "family", 0.701, sign=-1)
     summary = backtest_summary(result)
     assert summary.startswith("Backtest as of 2025-05-02: 50 of 100 pairs are in the right order (")
     baseline = "chance: 50; a plain count of the days before: 70)"

@@ -94,8 +94,12 @@ def test_every_sentence_has_the_plural_of_the_unit():
 def test_a_ranking_is_said_in_two_sentences():
     ranking = pd.DataFrame({"user": list("abcd"), "score": [0.1, 0.0, 0.3, 0.2]})
     topics = ["not buy_tea", "bread", "milk", "rice"]
-    ranking.attrs |= {"topics": topics, "measure": "occurs", "threshold": 0.0}
+    ranking.attrs |= {"topics": topics, "sign": -1, "measure": "occurs", "threshold": 0.0}
     meaning = "Interpreted as a question about buy tea, bread, milk (none)."
+    paid = pd.DataFrame()
+    paid.attrs |= {"topics": ["not_paid"], "sign": 1, "measure": "occurs", "threshold": 0.0}
+    event = "Interpreted as a question about not paid."
+    assert messages.interpretation_sentence(paid) == event, "an event that is called so"
     assert messages.interpretation_sentence(ranking) == meaning
     assert messages.order_sentence(ranking) == "c, d and a rank first of 4 users."
     assert messages.order_sentence(ranking.head(2)) == "a and b rank first of 2 users."
